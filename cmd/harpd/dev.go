@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/harp-tunnel/harp/cmd/internal/cli"
+	"github.com/harp-tunnel/harp/identity"
+	"github.com/harp-tunnel/harp/tunnel/agent"
+)
+
+// runDev is an edge and an agent in one process. It prints the URL, alone, to stdout.
+func runDev(ctx context.Context, cfg devConfig) error { return dev(ctx, cfg, os.Stdout) }
+
+func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
+	log := cli.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat)
+	handler := demoHandler()
+	if cfg.Target != "" {
+		f, err := agent.Forward(cfg.Target, agent.ForwardOptions{Logger: log})
+		if err != nil {
+			return &cli.Error{Err: err, Hint: "harpd dev 3000"}
+		}
+		defer f.Close()
+		handler = f
+	}
+	key, err := devKey(cfg.KeyFile)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	addr, err := dialable(cfg.HTTP)
+	if err != nil {
+		return err
+	}
+	cfg.Audience = append(cfg.Audience, addr)
+	finished := make(chan struct{})
+	started := false
+	err = runLogged(ctx, cfg.config, log, func(at listenAddrs) {
+		started = true
+		go func() { // ends with ctx
+			defer close(finished)
+			cancel(publish(ctx, at.HTTP, key, handler, cfg, stdout))
+		}()
+	})
+	cancel(nil)
+	if started {
+		<-finished
+	}
+	return err
+}
+
+// publish runs the agent.
+func publish(ctx context.Context, at string, key identity.Key, h http.Handler, cfg devConfig, stdout io.Writer) error {
+	_, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return err
+	}
+	host, err := dialable(cfg.HTTP)
+	if err != nil {
+		return err
+	}
+	printed := false
+	a, err := agent.New(agent.Options{
+		Server: "http://" + net.JoinHostPort(host, port), Key: key, Services: []agent.Service{{Handler: h}},
+		Logger: cli.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
+		OnRegister: func(r agent.Registration) {
+			if !printed {
+				printed = true
+				fmt.Fprintln(stdout, r.URL)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// dialable is the host by which the agent reaches a listener on addr.
+func dialable(addr string) (string, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", fmt.Errorf("--http: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		return "127.0.0.1", nil
+	}
+	return host, nil
+}
+
+// devKey reads the key, or makes it on first use.
+func devKey(path string) (identity.Key, error) {
+	key, err := identity.ReadKeyFile(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if key, err = identity.Generate(); err != nil {
+		return key, err
+	}
+	return key, identity.WriteKeyFile(path, key, false)
+}

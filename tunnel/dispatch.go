@@ -1,0 +1,113 @@
+package tunnel
+
+import (
+	"fmt"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// dispatch hands the messages of one batch to their streams. b is used only until it returns. An error ends the link.
+func (s *Session) dispatch(b []byte) error {
+	for len(b) > 0 {
+		h, payload, rest, err := messages.Next(b)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		b = rest
+		switch h.Type {
+		case messages.TypePing:
+			err = s.handlePing(h, payload)
+		case messages.TypeDisconnect:
+			err = s.handleDisconnect(payload)
+		case messages.TypeHTTPRequest, messages.TypeWSRequest, messages.TypeTLSRequest:
+			err = s.handleRequest(h, payload)
+		case messages.TypeHTTPResponse, messages.TypeWSResponse, messages.TypeBody, messages.TypeWSMessage,
+			messages.TypeTrailers, messages.TypeCredit, messages.TypeCancel, messages.TypeWSTeardown:
+			err = s.handleStream(h, payload)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Session) handlePing(h messages.Header, payload []byte) error {
+	data, err := messages.ParsePing(payload)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if h.Flags&messages.FlagAck != 0 {
+		return nil // that something came is all that counts
+	}
+	return s.out.control(func(b []byte) []byte { return messages.AppendPing(b, messages.FlagAck, data) })
+}
+
+func (s *Session) handleDisconnect(payload []byte) error {
+	d, err := messages.ParseDisconnect(payload)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if d.Code == messages.DisconnectProtocol {
+		return fmt.Errorf("tunnel: ended by peer: %s", d.Reason)
+	}
+	if d.Registration == 0 {
+		s.drain()
+	}
+	if s.config.OnDisconnect != nil {
+		s.config.OnDisconnect(d)
+	}
+	return nil
+}
+
+// handleStream hands a message to the stream that it names.
+func (s *Session) handleStream(h messages.Header, payload []byte) error {
+	st, newest := s.lookup(h.Stream)
+	if st == nil {
+		if h.Stream == 0 {
+			return fmt.Errorf("%w: %s on stream 0", ErrProtocol, h.Type)
+		}
+		if h.Stream > newest && h.Type != messages.TypeCancel && h.Type != messages.TypeWSTeardown {
+			return s.cancelUnknown(h.Stream, messages.CancelProtocol, h.Type.String()+" for a stream that was never opened")
+		}
+		return nil // it has ended here; what was on its way is dropped
+	}
+	switch h.Type {
+	case messages.TypeHTTPResponse, messages.TypeWSResponse:
+		s.handleResponse(st, h, string(payload))
+	case messages.TypeBody, messages.TypeWSMessage:
+		if h.Type != st.kind {
+			st.cancel(messages.CancelProtocol, h.Type.String()+" on this kind of stream")
+			return nil
+		}
+		st.receive(payload, h.Flags&messages.FlagEnd != 0)
+	case messages.TypeTrailers:
+		fields, err := messages.ParseTrailers(string(payload))
+		if err != nil || st.kind != messages.TypeBody {
+			st.cancel(messages.CancelProtocol, "bad trailers")
+			return nil
+		}
+		st.receiveTrailers(fields)
+	case messages.TypeCredit:
+		n, err := messages.ParseCredit(payload)
+		if err != nil {
+			st.cancel(messages.CancelProtocol, err.Error())
+			return nil
+		}
+		st.receiveCredit(n)
+	case messages.TypeCancel, messages.TypeWSTeardown:
+		code, reason, err := messages.ParseCancel(payload)
+		if err != nil {
+			code, reason = messages.CancelProtocol, "malformed cancel"
+		}
+		st.receiveCancel(code, reason)
+	}
+	return nil
+}
+
+// cancelUnknown tells the peer that a stream does not exist here.
+func (s *Session) cancelUnknown(id uint32, code messages.CancelCode, reason string) error {
+	return s.out.control(func(b []byte) []byte {
+		return messages.AppendCancel(b, messages.TypeCancel, id, code, reason)
+	})
+}

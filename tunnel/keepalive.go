@@ -1,0 +1,59 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// keepalive pings after an interval of silence and ends the session with ErrSilent after two. It costs one timer
+// a link. stop ends it and waits for a check that is running.
+func (s *Session) keepalive(end context.CancelCauseFunc) (stop func()) {
+	interval := s.config.PingInterval
+	var mu sync.Mutex // held by a check; guards stopped
+	var timer *time.Timer
+	stopped := false
+	wall := time.Now().Round(0)
+	check := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return
+		}
+		now := time.Since(s.start)
+		idle := now - time.Duration(s.heard.Load())
+		// A machine that slept has a wall clock ahead of its timers; the peer has given the link up meanwhile.
+		slept := time.Now().Round(0).Sub(wall) > 4*interval
+		wall = time.Now().Round(0)
+		switch {
+		case idle >= 2*interval, slept && idle >= interval:
+			end(ErrSilent)
+		case idle >= interval:
+			s.ping(now)
+			timer.Reset(2*interval - idle)
+		default:
+			timer.Reset(interval - idle)
+		}
+	}
+	mu.Lock()
+	timer = time.AfterFunc(interval, check)
+	mu.Unlock()
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
+}
+
+// ping asks the peer for a sign of life. The message of a reserved type before it keeps receivers used to skipping.
+func (s *Session) ping(now time.Duration) {
+	var data [messages.PingLen]byte
+	binary.BigEndian.PutUint64(data[:], uint64(now))
+	_ = s.out.control(func(b []byte) []byte {
+		return messages.AppendPing(messages.AppendReserved(b, 0), 0, data)
+	})
+}

@@ -1,0 +1,335 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+const (
+	// turn is how many body bytes one stream may add before the others had theirs.
+	turn = 32 << 10
+	// bodyBatch is how many body bytes are gathered for one write to the link.
+	bodyBatch = batchSize - 4<<10
+	// headBatch is how many bytes of heads are gathered before further heads wait.
+	headBatch = 256 << 10
+	// maxUrgent bounds heads and control together: a peer that keeps asking and never reads has to go.
+	maxUrgent = 4 << 20
+	// maxTexts bounds the text messages that wait to be sent.
+	maxTexts = 64
+	// maxMessage is the size in bytes of the largest message on a link.
+	maxMessage = messages.MaxPayload + messages.HeaderLen
+	// keepBuffer is the largest buffer in bytes that is kept for the next batch.
+	keepBuffer = 512 << 10
+)
+
+var errStalledPeer = errors.New("tunnel: peer does not read what it asks for")
+
+// An outbox gathers messages from many streams for the one goroutine that writes to the link: what has come
+// together while a batch was on its way is the next batch. Heads and control go first; bodies take turns.
+type outbox struct {
+	ready chan struct{} // holds one token while there may be something to write
+
+	mu      sync.Mutex // guards the fields below; taken before Session.mu; never held across I/O
+	texts   [][]byte   // text messages, at most maxTexts
+	urgent  []byte     // heads and control
+	body    []byte     // bodies, at most bodyBatch bytes but for ends and cancels
+	waiting []*offer   // bodies that found no room, in the order of their turns
+	room    chan struct{}
+	current uint64 // number of the batch that is being gathered; the one before it is being written, or was
+	err     error  // why nothing more is taken
+}
+
+// An offer is a body that waits for its turn. Its bytes belong to the caller until done is closed.
+type offer struct {
+	st   *stream
+	kind messages.Type
+	p    []byte
+	done chan struct{} // closed when all of p was taken, or none of it will be
+}
+
+var bufferPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+func newOutbox() *outbox {
+	return &outbox{ready: make(chan struct{}, 1), room: make(chan struct{}), current: 1}
+}
+
+// signal tells the writer that there is work.
+func (o *outbox) signal() {
+	select {
+	case o.ready <- struct{}{}:
+	default:
+	}
+}
+
+// control appends a small message that must not wait: credit, cancel, ping. It may be called by the reader of the link.
+func (o *outbox) control(encode func(b []byte) []byte) error {
+	o.mu.Lock()
+	if o.err != nil {
+		o.mu.Unlock()
+		return o.err
+	}
+	if len(o.urgent) > maxUrgent {
+		o.mu.Unlock()
+		return errStalledPeer
+	}
+	o.urgent = encode(buffer(o.urgent))
+	o.mu.Unlock()
+	o.signal()
+	return nil
+}
+
+// head appends a head, after waiting for room if many are queued, and returns the number of the batch that it is part of.
+// It gives up with errGivenUp when quit is closed.
+func (o *outbox) head(quit <-chan struct{}, encode func(b []byte) ([]byte, error)) (uint64, error) {
+	for {
+		o.mu.Lock()
+		if o.err != nil {
+			o.mu.Unlock()
+			return 0, o.err
+		}
+		if len(o.urgent) <= headBatch {
+			b, err := encode(buffer(o.urgent))
+			o.urgent = b
+			current := o.current
+			o.mu.Unlock()
+			o.signal()
+			return current, err
+		}
+		room := o.room
+		o.mu.Unlock()
+		select {
+		case <-room:
+		case <-quit:
+			return 0, errGivenUp
+		}
+	}
+}
+
+var errGivenUp = errors.New("tunnel: given up while waiting for the link")
+
+// offer adds p to the stream's body, waiting for its turns if the link is busy. It returns when all of p was
+// taken, or with an error if the stream or the link ended first.
+func (o *outbox) offer(st *stream, kind messages.Type, p []byte) error {
+	o.mu.Lock()
+	if o.err != nil {
+		o.mu.Unlock()
+		return o.err
+	}
+	for len(o.waiting) == 0 && len(p) > 0 {
+		n := min(len(p), turn)
+		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
+			break
+		}
+		o.body = messages.AppendBody(buffer(o.body), kind, 0, st.id, p[:n])
+		p = p[n:]
+	}
+	if len(p) == 0 {
+		o.mu.Unlock()
+		o.signal()
+		return nil
+	}
+	w := &offer{st: st, kind: kind, p: p, done: make(chan struct{})}
+	o.waiting = append(o.waiting, w)
+	o.mu.Unlock()
+	o.signal()
+	select {
+	case <-w.done:
+	case <-st.quit:
+	}
+	return o.withdraw(w)
+}
+
+// withdraw takes w back. When it returns nobody reads w's bytes any more. The error says why not all were taken.
+func (o *outbox) withdraw(w *offer) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if i := slices.Index(o.waiting, w); i >= 0 {
+		o.waiting = slices.Delete(o.waiting, i, i+1)
+	}
+	if len(w.p) == 0 {
+		return nil
+	}
+	if o.err != nil {
+		return o.err
+	}
+	return errGivenUp
+}
+
+// trail appends a message that comes after the stream's body and must not wait.
+func (o *outbox) trail(encode func(b []byte) []byte) error {
+	o.mu.Lock()
+	if o.err != nil {
+		o.mu.Unlock()
+		return o.err
+	}
+	if len(o.body) > maxUrgent {
+		o.mu.Unlock()
+		return errStalledPeer
+	}
+	o.body = encode(buffer(o.body))
+	o.mu.Unlock()
+	o.signal()
+	return nil
+}
+
+// text appends a text message, which the outbox keeps.
+func (o *outbox) text(text []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err != nil {
+		return o.err
+	}
+	if len(o.texts) == maxTexts {
+		return errStalledPeer
+	}
+	o.texts = append(o.texts, text)
+	o.signal()
+	return nil
+}
+
+// A batch is what goes to the link at once, in the order of its fields.
+type batch struct {
+	texts        [][]byte
+	urgent, body []byte
+}
+
+// take waits for the next batch, which is the caller's until it releases it. It returns ok false when the outbox was
+// closed and everything has been taken.
+func (o *outbox) take() (b batch, ok bool) {
+	for range o.ready {
+		o.mu.Lock()
+		b = batch{o.texts, o.urgent, o.body}
+		o.texts, o.urgent, o.body = nil, nil, nil
+		if len(b.texts)+len(b.urgent)+len(b.body) == 0 {
+			closed := o.err != nil
+			o.mu.Unlock()
+			if closed {
+				return batch{}, false
+			}
+			continue
+		}
+		o.current++
+		o.serveWaitingLocked()
+		close(o.room)
+		o.room = make(chan struct{})
+		again := len(o.body) > 0 || o.err != nil
+		o.mu.Unlock()
+		if again {
+			o.signal()
+		}
+		return b, true
+	}
+	return batch{}, false
+}
+
+// serveWaitingLocked gives each waiting body its turn, round and round, until the batch is full.
+func (o *outbox) serveWaitingLocked() {
+	for len(o.waiting) > 0 {
+		w := o.waiting[0]
+		n := min(len(w.p), turn)
+		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
+			return
+		}
+		o.body = messages.AppendBody(buffer(o.body), w.kind, 0, w.st.id, w.p[:n])
+		w.p = w.p[n:]
+		copy(o.waiting, o.waiting[1:])
+		if o.waiting = o.waiting[:len(o.waiting)-1]; len(w.p) > 0 {
+			o.waiting = append(o.waiting, w)
+		} else {
+			close(w.done)
+		}
+	}
+}
+
+// close lets nothing more in. What has been gathered can still be taken.
+func (o *outbox) close(err error) {
+	o.mu.Lock()
+	if o.err == nil {
+		o.err = err
+		for _, w := range o.waiting {
+			close(w.done)
+		}
+		o.waiting = nil
+		close(o.room)
+		o.room = make(chan struct{})
+	}
+	o.mu.Unlock()
+	o.signal()
+}
+
+// begun reports whether the writing of the given batch has begun.
+func (o *outbox) begun(number uint64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.current > number
+}
+
+// buffer is b, or a buffer of the pool if there is none: a link that is idle holds none.
+func buffer(b []byte) []byte {
+	if b == nil {
+		b = (*bufferPool.Get().(*[]byte))[:0]
+	}
+	return b
+}
+
+func releaseBuffer(b []byte) {
+	if cap(b) > 0 && cap(b) <= keepBuffer {
+		bufferPool.Put(&b)
+	}
+}
+
+// send writes the batch to c, in messages of at most maxMessage bytes, and releases it.
+func (b batch) send(c Conn) error {
+	for _, text := range b.texts {
+		if err := c.WriteText(text); err != nil {
+			return err
+		}
+	}
+	if len(b.urgent)+len(b.body) == 0 {
+		return nil
+	}
+	err := writeParts(c, b.urgent, b.body)
+	releaseBuffer(b.urgent)
+	releaseBuffer(b.body)
+	return err
+}
+
+func writeParts(c Conn, urgent, body []byte) error {
+	if len(urgent) <= maxMessage && len(body) <= maxMessage {
+		return c.WriteBinary(urgent, body)
+	}
+	for _, p := range [2][]byte{urgent, body} {
+		for len(p) > 0 {
+			n, err := cut(p)
+			if err != nil {
+				return err
+			}
+			if err := c.WriteBinary(p[:n]); err != nil {
+				return err
+			}
+			p = p[n:]
+		}
+	}
+	return nil
+}
+
+// cut returns how many bytes of b, at a message's end, fit in one message of the link.
+func cut(b []byte) (int, error) {
+	n := 0
+	for rest := b; len(rest) > 0; {
+		var err error
+		if _, _, rest, err = messages.Next(rest); err != nil {
+			return 0, fmt.Errorf("tunnel: BUG: outbox holds a %w", err)
+		}
+		if end := len(b) - len(rest); end > maxMessage {
+			break
+		} else {
+			n = end
+		}
+	}
+	return n, nil
+}

@@ -1,0 +1,294 @@
+package tunnel
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// writeBuffer is how many body bytes a handler may write, without Flush, before they are sent.
+const writeBuffer = 4 << 10
+
+// A responseWriter is what a handler at the agent answers with. It behaves as net/http's does: it implements
+// http.Flusher and http.Hijacker, and what http.ResponseController looks for.
+type responseWriter struct {
+	st       *stream
+	r        *http.Request
+	method   string
+	header   http.Header
+	status   int    // 0 until WriteHeader
+	fields   []byte // the response's header fields, encoded when WriteHeader was called
+	length   int64  // declared Content-Length, -1 if none
+	written  int64  // body bytes taken
+	pending  []byte // body bytes taken and not yet sent
+	headSent bool
+	hijacked bool
+	declared []string // names of trailers that the head announced
+	sniff    bool     // the head has no Content-Type and wants one
+	expired  deadline // of writes
+}
+
+func (w *responseWriter) Header() http.Header { return w.header }
+
+// WriteHeader sends an interim response at once, and holds a final one back until there is something to go with it.
+func (w *responseWriter) WriteHeader(status int) {
+	switch {
+	case w.status != 0 || w.hijacked:
+		return
+	case status < 100 || status > 999:
+		panic(fmt.Sprintf("tunnel: invalid status code %d", status)) // as net/http does: the handler is wrong
+	case status < 200 && status != http.StatusSwitchingProtocols:
+		_ = w.sendHead(status, appendResponseHeader(nil, w.header, status), 0)
+		return
+	}
+	w.status = status
+	w.length = contentLength(w.header)
+	w.fields = appendResponseHeader(buffer(nil), w.header, status)
+	for _, list := range w.header["Trailer"] {
+		for name := range strings.SplitSeq(list, ",") {
+			w.declared = append(w.declared, textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)))
+		}
+	}
+	_, typed := w.header["Content-Type"]
+	w.sniff = !typed && w.header["Content-Encoding"] == nil && bodyAllowed(status)
+	if status == http.StatusSwitchingProtocols {
+		_ = w.flushHead(0)
+	}
+}
+
+// appendResponseHeader appends the fields of h that may travel: no hop-by-hop ones, unless this is a 101, and no
+// trailers.
+func appendResponseHeader(b []byte, h http.Header, status int) []byte {
+	named := ConnectionNames(h)
+	for name, values := range h {
+		if strings.HasPrefix(name, http.TrailerPrefix) || status != http.StatusSwitchingProtocols && IsHopByHop(name, named) {
+			continue
+		}
+		for _, v := range values {
+			b = messages.AppendField(b, name, v)
+		}
+	}
+	return b
+}
+
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if w.hijacked {
+		return 0, http.ErrHijacked
+	}
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if !bodyAllowed(w.status) {
+		return 0, http.ErrBodyNotAllowed
+	}
+	if w.written += int64(len(p)); w.length >= 0 && w.written > w.length {
+		return 0, http.ErrContentLength
+	}
+	if w.method == http.MethodHead {
+		return len(p), w.st.sendError()
+	}
+	if len(w.pending)+len(p) <= writeBuffer {
+		w.pending = append(buffer(w.pending), p...)
+		return len(p), nil
+	}
+	if err := w.flush(p); err != nil {
+		return 0, err
+	}
+	return w.st.write(p, w.expired.wait())
+}
+
+// flush sends the head and what is pending. next is what follows, for the sniffer.
+func (w *responseWriter) flush(next []byte) error {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if !w.headSent {
+		w.sniffType(next)
+		if err := w.flushHead(0); err != nil {
+			return err
+		}
+	}
+	if len(w.pending) == 0 {
+		return w.st.sendError()
+	}
+	_, err := w.st.write(w.pending, w.expired.wait())
+	w.pending = w.pending[:0]
+	return err
+}
+
+func (w *responseWriter) sniffType(next []byte) {
+	sample := w.pending
+	if len(sample) < 512 {
+		sample = append(sample[:len(sample):len(sample)], next[:min(len(next), 512)]...)
+	}
+	if w.sniff && len(sample) > 0 {
+		w.fields = messages.AppendField(w.fields, "Content-Type", http.DetectContentType(sample))
+	}
+	w.sniff = false
+}
+
+// flushHead sends the final head.
+func (w *responseWriter) flushHead(flags messages.Flags) error {
+	w.headSent = true
+	err := w.sendHead(w.status, w.fields, flags)
+	releaseBuffer(w.fields)
+	w.fields = nil
+	return err
+}
+
+func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flags) error {
+	kind := messages.TypeHTTPResponse
+	if w.st.kind == messages.TypeWSMessage {
+		kind = messages.TypeWSResponse
+	}
+	head := messages.HTTPResponse{Status: status}
+	_, err := w.st.session.out.head(w.st.quit, func(b []byte) ([]byte, error) {
+		start := len(b)
+		b = messages.BeginHTTPResponse(b, kind, flags, w.st.id, &head)
+		return messages.Finish(append(b, fields...), start)
+	})
+	switch {
+	case errors.Is(err, errGivenUp):
+		return w.st.sendError()
+	case errors.Is(err, messages.ErrTooLong):
+		w.st.cancel(messages.CancelTooLarge, "the response head is too large")
+	}
+	return err
+}
+
+// Flush sends what was written so far.
+func (w *responseWriter) Flush() { _ = w.FlushError() }
+
+// FlushError is Flush that reports errors, for http.ResponseController.
+func (w *responseWriter) FlushError() error {
+	if w.hijacked {
+		return http.ErrHijacked
+	}
+	return w.flush(nil)
+}
+
+// EnableFullDuplex does nothing: requests can always be read after the response has begun.
+func (w *responseWriter) EnableFullDuplex() error { return nil }
+
+// SetWriteDeadline makes writes fail after t; the zero time means never.
+func (w *responseWriter) SetWriteDeadline(t time.Time) error {
+	w.expired.set(t)
+	return nil
+}
+
+// Fail ends an exchange whose head was not sent with an error that the edge explains to the visitor. After
+// the head, it breaks the response off. reason is for people; code is one of the Cancel constants.
+func (w *responseWriter) Fail(code messages.CancelCode, reason string) {
+	if w.headSent {
+		code = messages.CancelAborted
+	}
+	w.status, w.headSent = http.StatusBadGateway, true
+	w.st.cancel(code, reason)
+}
+
+// abort breaks the response off where it is: what was written arrives, an end does not.
+func (w *responseWriter) abort() {
+	if w.hijacked {
+		return
+	}
+	if w.headSent {
+		_ = w.flush(nil)
+	}
+	w.st.cancel(messages.CancelAborted, "the service broke off")
+	w.drop()
+}
+
+// finish ends the response after the handler has returned.
+func (w *responseWriter) finish() {
+	defer w.drop()
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.length >= 0 && w.written < w.length && w.method != http.MethodHead && bodyAllowed(w.status) {
+		w.abort() // a short body must not look complete
+		return
+	}
+	trailers := w.trailers()
+	empty := len(w.pending) == 0 && len(trailers) == 0
+	if !w.headSent {
+		w.sniffType(nil)
+		if w.length < 0 && len(trailers) == 0 && bodyAllowed(w.status) && (w.method != http.MethodHead || w.written > 0) &&
+			w.declared == nil {
+			w.fields = messages.AppendField(w.fields, "Content-Length", strconv.FormatInt(w.written, 10))
+		}
+		if empty {
+			w.finishEmpty()
+			return
+		}
+	}
+	if w.flush(nil) == nil {
+		_ = w.st.endWith(trailers)
+	}
+	w.st.leave()
+}
+
+// finishEmpty sends a head that is the whole response.
+func (w *responseWriter) finishEmpty() {
+	if w.flushHead(messages.FlagEnd) == nil {
+		w.st.markEnded()
+	}
+	w.st.leave()
+}
+
+// trailers returns the trailer fields that the handler has set: announced ones, and those with http.TrailerPrefix.
+func (w *responseWriter) trailers() http.Header {
+	var t http.Header
+	add := func(name string, values []string) {
+		if len(values) == 0 {
+			return
+		}
+		if t == nil {
+			t = make(http.Header)
+		}
+		t[name] = values
+	}
+	for _, name := range w.declared {
+		add(name, w.header[name])
+	}
+	for name, values := range w.header {
+		if rest, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
+			add(textproto.CanonicalMIMEHeaderKey(rest), values)
+		}
+	}
+	return t
+}
+
+func (w *responseWriter) drop() {
+	releaseBuffer(w.pending)
+	releaseBuffer(w.fields)
+	w.pending, w.fields = nil, nil
+	w.expired.set(time.Time{})
+}
+
+// Hijack takes the connection over, as net/http's does: either after WriteHeader(101), or before any head, which the
+// caller then writes itself. The caller must close the connection; the request body can no longer be read.
+func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if w.hijacked {
+		return nil, nil, http.ErrHijacked
+	}
+	if w.headSent && w.status != http.StatusSwitchingProtocols {
+		return nil, nil, errors.New("tunnel: hijack after the response has begun")
+	}
+	w.hijacked = true
+	c := &UpgradedConn{st: w.st, remote: w.r.RemoteAddr}
+	if !w.headSent {
+		c.head = &rawHead{w: w}
+	}
+	return c, bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c)), nil
+}

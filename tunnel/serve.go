@@ -1,0 +1,180 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// handleRequest opens a stream at the agent and starts its handler. Only a stream number of 0 ends the link.
+func (s *Session) handleRequest(h messages.Header, payload []byte) error {
+	if h.Stream == 0 {
+		return fmt.Errorf("%w: %s on stream 0", ErrProtocol, h.Type)
+	}
+	if s.isEdge() {
+		return s.cancelUnknown(h.Stream, messages.CancelProtocol, "the agent's side opens no streams")
+	}
+	if fresh, old := s.claim(h.Stream); old != nil {
+		old.cancel(messages.CancelProtocol, "stream number used twice")
+		return nil
+	} else if !fresh {
+		return s.cancelUnknown(h.Stream, messages.CancelProtocol, "stream number out of order")
+	}
+	if h.Type == messages.TypeTLSRequest {
+		return s.cancelUnknown(h.Stream, messages.CancelUnsupported, "this agent does not end TLS")
+	}
+	head, err := messages.ParseHTTPRequest(string(payload))
+	if err != nil {
+		return s.cancelUnknown(h.Stream, messages.CancelProtocol, err.Error())
+	}
+	handler := s.config.Handler(head.Registration)
+	if handler == nil {
+		return s.cancelUnknown(h.Stream, messages.CancelRefused, "no such registration")
+	}
+	kind := messages.TypeBody
+	if h.Type == messages.TypeWSRequest {
+		kind = messages.TypeWSMessage
+	}
+	st := newStream(s, h.Stream, kind)
+	st.inEnded = h.Flags&messages.FlagEnd != 0
+	if !s.accept(st) {
+		return s.cancelUnknown(h.Stream, messages.CancelRefused, "draining, or too many streams")
+	}
+	s.handlers.Go(func() { st.serve(handler, head) }) // ends with the handler, whose context ends with the stream
+	return nil
+}
+
+// claim notes that the peer opened stream id, and reports whether its number is above all before. If it is not, the
+// stream that has this number now is returned, if any.
+func (s *Session) claim(id uint32) (fresh bool, old *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id <= s.lastID {
+		return false, s.streams[id]
+	}
+	s.lastID = id
+	return true, nil
+}
+
+// accept registers a stream that the peer opened, and reports whether there was room.
+func (s *Session) accept(st *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining || len(s.streams) >= s.config.MaxStreams {
+		return false
+	}
+	s.streams[st.id] = st
+	return true
+}
+
+// serve runs the handler for one request, and ends the stream as the handler did.
+func (st *stream) serve(handler http.Handler, head messages.HTTPRequest) {
+	ctx, cancel := context.WithCancel(context.Background())
+	st.mu.Lock()
+	if st.onQuit = cancel; st.quitted {
+		cancel()
+	}
+	st.mu.Unlock()
+	w := &responseWriter{st: st, header: make(http.Header), method: head.Method}
+	defer func() {
+		if v := recover(); v != nil {
+			st.panicked(w, v)
+		} else if !w.hijacked {
+			w.finish()
+		}
+		cancel()
+	}()
+	r, err := st.request(ctx, head)
+	if err != nil {
+		st.cancel(messages.CancelProtocol, err.Error())
+		return
+	}
+	w.r = r
+	handler.ServeHTTP(w, r)
+}
+
+// panicked ends the stream of a handler that panicked; http.ErrAbortHandler is how a handler breaks off on purpose.
+func (st *stream) panicked(w *responseWriter, v any) {
+	if v == http.ErrAbortHandler {
+		w.abort()
+		return
+	}
+	st.session.config.Logger.Error("handler panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	st.cancel(messages.CancelInternal, "the service failed")
+}
+
+// request builds what the handler gets.
+func (st *stream) request(ctx context.Context, head messages.HTTPRequest) (*http.Request, error) {
+	u, err := parseTarget(head.Method, head.Target)
+	if err != nil {
+		return nil, err
+	}
+	r := (&http.Request{
+		Method: head.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: decodeHeader(head.Fields), Host: head.Authority,
+		RemoteAddr: head.Visitor, RequestURI: head.Target, Body: http.NoBody,
+	}).WithContext(ctx)
+	if st.kind == messages.TypeWSMessage {
+		return r, nil
+	}
+	st.mu.Lock()
+	empty := st.inEnded && st.in.size == 0 && st.trailers == ""
+	st.mu.Unlock()
+	if r.ContentLength = contentLength(r.Header); r.ContentLength > 0 || !empty {
+		r.Body = &requestBody{st: st, r: r}
+	} else {
+		r.ContentLength = 0
+	}
+	for _, list := range r.Header["Trailer"] {
+		if r.Trailer == nil {
+			r.Trailer = make(http.Header)
+		}
+		for name := range strings.SplitSeq(list, ",") {
+			r.Trailer[http.CanonicalHeaderKey(strings.TrimSpace(name))] = nil
+		}
+	}
+	delete(r.Header, "Trailer")
+	return r, nil
+}
+
+// parseTarget reads a request target as net/http's server does.
+func parseTarget(method, target string) (*url.URL, error) {
+	if method == http.MethodConnect && !strings.HasPrefix(target, "/") {
+		return &url.URL{Host: target}, nil
+	}
+	return url.ParseRequestURI(target)
+}
+
+// requestBody is the request body that a handler reads.
+type requestBody struct {
+	st *stream
+	r  *http.Request
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.st.read(p, nil)
+	if err == io.EOF {
+		b.st.mu.Lock()
+		trailers := b.st.trailers
+		b.st.mu.Unlock()
+		for name, values := range decodeHeader(trailers) {
+			if b.r.Trailer == nil {
+				b.r.Trailer = make(http.Header)
+			}
+			b.r.Trailer[name] = values
+		}
+	}
+	return n, err
+}
+
+// Close gives up what was not read.
+func (b *requestBody) Close() error {
+	b.st.leave()
+	return nil
+}

@@ -1,0 +1,287 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+	"github.com/harp-tunnel/harp/tunnel"
+)
+
+var (
+	errRevoked  = errors.New("the key is no longer authorized")
+	errLate     = errors.New("it did not register in time")
+	errReplaced = errors.New("another agent has taken its names")
+)
+
+// A link is one agent's connection, from its first message on.
+type link struct {
+	server    *Server
+	session   *tunnel.Session
+	conn      tunnel.Conn
+	challenge string
+	visitor   netip.Addr // the agent's address
+	loopback  bool       // the connection comes from this machine
+	scheme    string     // by which the agent came
+	port      string     // to which it came, with its colon; empty for the scheme's own
+	since     time.Time
+	end       context.CancelCauseFunc
+	requests  atomic.Uint64 // carried so far
+
+	mu            sync.Mutex // guards the fields below; taken before registry.mu
+	registrations map[uint32]*registration
+	lastID        uint32
+	gone          bool // no more registrations
+}
+
+// served orders links by how much they have carried.
+func (l *link) served(o *link) int {
+	a, b := l.requests.Load(), o.requests.Load()
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// serveLink accepts an agent's WebSocket. The link lives on in its own goroutine after this has returned.
+func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
+	if !s.admit() {
+		s.metrics.limit(limitPendingLinks)
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "this server stops, or too many agents are connecting: try again later", http.StatusServiceUnavailable)
+		return
+	}
+	addr, scheme, _, _ := s.proxies.visitor(r)
+	var raw [32]byte
+	_, _ = rand.Read(raw[:]) // never fails (crypto/rand)
+	challenge := base64.RawURLEncoding.EncodeToString(raw[:])
+	conn, err := tunnel.Accept(w, r, challenge)
+	if err != nil {
+		s.settle()
+		s.running.Done()
+		s.log.Debug("link refused", "from", addr, "error", err)
+		return
+	}
+	if r.Header.Get("X-Forwarded-Proto") == "https" {
+		scheme = "https" // a claim, but it only goes into the URL that this agent is told
+	}
+	l := &link{
+		server: s, conn: conn, challenge: challenge, visitor: addr, loopback: connAddr(r).IsLoopback(),
+		scheme: scheme, port: portOf(r.Host, scheme), since: time.Now(),
+		registrations: make(map[uint32]*registration),
+	}
+	l.session = tunnel.NewSession(conn, tunnel.Config{
+		MaxStreams: s.options.MaxStreams, PingInterval: s.options.PingInterval,
+		OnText: l.handleText, OnDisconnect: l.handleDisconnect, Logger: s.log,
+	})
+	ctx, end := context.WithCancelCause(context.Background())
+	l.end = end
+	s.remember(l)
+	go func() { // ends with the link
+		defer s.running.Done()
+		l.run(ctx)
+		end(nil)
+	}()
+}
+
+// admit counts a link that is about to be accepted, unless there are too many or the server stops.
+func (s *Server) admit() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing || s.pending >= maxPendingLinks {
+		return false
+	}
+	s.pending++
+	s.running.Add(1)
+	return true
+}
+
+// remember lets Shutdown find the link; if that has begun, the link ends at once.
+func (s *Server) remember(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links[l] = struct{}{}
+	if s.closing {
+		l.end(errShutdown)
+	}
+}
+
+func (s *Server) forget(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.links, l)
+}
+
+// settle counts a link as no longer pending.
+func (s *Server) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending--
+}
+
+// run carries the link from its first message to its end.
+func (l *link) run(ctx context.Context) {
+	s := l.server
+	defer s.forget(l)
+	late := time.AfterFunc(registerTimeout, func() { l.end(errLate) })
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
+	err := l.begin()
+	late.Stop()
+	stop()
+	s.settle()
+	if err != nil {
+		s.log.Debug("link ended before it registered", "from", l.visitor, "error", err)
+		_ = l.conn.Close()
+		l.leave()
+		return
+	}
+	s.metrics.link(1)
+	s.log.Info("link up", "from", l.visitor)
+	err = l.session.Run(ctx)
+	l.leave()
+	s.metrics.link(-1)
+	s.log.Info("link down", "from", l.visitor, "after", time.Since(l.since).Round(time.Second), "reason", err)
+}
+
+// begin handles the first message, which must be a registration request that is granted.
+func (l *link) begin() error {
+	text, r, err := l.conn.NextMessage()
+	if err != nil {
+		return err
+	}
+	raw, err := io.ReadAll(io.LimitReader(r, messages.MaxText+1))
+	if err != nil {
+		return err
+	}
+	if !text {
+		raw = nil
+	}
+	refusal := l.register(raw)
+	if refusal == nil {
+		return nil
+	}
+	answer, err := messages.EncodeRegistrationResponse(messages.RegistrationResponse{Error: refusal})
+	if err == nil {
+		err = l.conn.WriteText(answer)
+	}
+	if err != nil {
+		return fmt.Errorf("refuse (%s): %w", refusal.Code, err)
+	}
+	return fmt.Errorf("refused (%s): %w", refusal.Code, refusal)
+}
+
+// handleText handles a further registration request. A refusal does not end the link.
+func (l *link) handleText(text []byte) error {
+	refusal := l.register(text)
+	if refusal == nil {
+		return nil
+	}
+	answer, err := messages.EncodeRegistrationResponse(messages.RegistrationResponse{Error: refusal})
+	if err != nil {
+		return err
+	}
+	return l.session.SendText(answer)
+}
+
+// handleDisconnect takes the agent's word that it leaves, or gives one name up.
+func (l *link) handleDisconnect(d messages.Disconnect) {
+	if d.Registration == 0 {
+		l.leave()
+		return
+	}
+	l.mu.Lock()
+	r := l.registrations[d.Registration]
+	delete(l.registrations, d.Registration)
+	l.mu.Unlock()
+	l.server.unregister(r)
+}
+
+// leave takes all of the link's registrations out of service, for good.
+func (l *link) leave() {
+	l.mu.Lock()
+	all := l.registrations
+	l.registrations, l.gone = nil, true
+	l.mu.Unlock()
+	for _, r := range all {
+		l.server.unregister(r)
+	}
+}
+
+func (s *Server) unregister(r *registration) {
+	if r != nil && s.routes.remove(r) {
+		s.metrics.registration(-1)
+		s.log.Info("unregistered", "hostname", r.label+"."+s.options.Domain, "path", r.path)
+	}
+}
+
+// drop tells the agent that a registration, already out of the registry, is over, and ends a link that has none left.
+func (l *link) drop(r *registration, code messages.DisconnectCode, cause error) {
+	l.mu.Lock()
+	delete(l.registrations, r.id)
+	last := len(l.registrations) == 0 && !l.gone
+	l.mu.Unlock()
+	l.session.Disconnect(messages.Disconnect{Code: code, Registration: r.id, Reason: cause.Error()})
+	if last {
+		time.AfterFunc(replacedGrace, func() { l.endIfIdle(cause) })
+	}
+}
+
+// endIfIdle ends a link that still has no registration.
+func (l *link) endIfIdle(cause error) {
+	l.mu.Lock()
+	idle := len(l.registrations) == 0
+	l.mu.Unlock()
+	if idle {
+		l.end(cause)
+	}
+}
+
+// revoke cuts the links of keys that are no longer authorized.
+func (s *Server) revoke() {
+	s.mu.Lock()
+	links := make([]*link, 0, len(s.links))
+	for l := range s.links {
+		links = append(links, l)
+	}
+	s.mu.Unlock()
+	for _, l := range links {
+		if l.revoked() {
+			s.log.Warn("link cut: its key is no longer authorized", "from", l.visitor)
+			l.leave()
+			l.session.Disconnect(messages.Disconnect{Code: messages.DisconnectRevoked, Reason: errRevoked.Error()})
+			l.end(errRevoked)
+		}
+	}
+}
+
+func (l *link) revoked() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.registrations {
+		if !l.server.keys.allowed(r.thumbprint) {
+			return true
+		}
+	}
+	return false
+}
+
+// portOf is the port of a Host field with its colon, empty if it is the scheme's own.
+func portOf(host, scheme string) string {
+	port := host[len(hostWithoutPort(host)):]
+	if scheme == "https" && port == ":443" || scheme == "http" && port == ":80" {
+		return ""
+	}
+	return port
+}

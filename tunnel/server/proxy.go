@@ -1,0 +1,296 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+	"github.com/harp-tunnel/harp/tunnel"
+)
+
+var (
+	errTimeout    = errors.New("no answer in time")
+	errVisitorEnd = errors.New("the visitor's request is over")
+)
+
+// A visit is one visitor's request on its way through the edge.
+type visit struct {
+	server  *Server
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	r       *http.Request
+	to      destination
+	addr    netip.Addr
+	timeout time.Duration
+	body    *visitorBody // nil if the request has none
+	began   time.Time
+}
+
+// serveVisitor carries one request to its tunnel and the answer back.
+func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destination, id string) {
+	addr, scheme, host, trusted := s.proxies.visitor(r)
+	v := &visit{
+		server: s, w: w, rc: http.NewResponseController(w), r: r, to: to, addr: addr,
+		timeout: s.options.RequestTimeout, began: time.Now(),
+	}
+	if e := v.admit(); e != nil {
+		s.metrics.request(e.Status, time.Since(v.began).Seconds())
+		s.refuse(w, r, *e)
+		return
+	}
+	serving, known := s.routes.lookup(to.label, to.target)
+	if len(serving) == 0 {
+		e := noTunnelError()
+		if known {
+			e = agentAwayError()
+		}
+		s.metrics.request(e.Status, time.Since(v.began).Seconds())
+		s.refuse(w, r, e)
+		return
+	}
+	out := v.outbound(id, scheme, host, trusted)
+	s.metrics.stream(1)
+	defer s.metrics.stream(-1)
+	v.carry(out, inTurn(serving))
+}
+
+// admit checks the request against everything that can be known before it is sent.
+func (v *visit) admit() *visitorError {
+	s, r := v.server, v.r
+	refused := func(e visitorError, limit string) *visitorError {
+		if limit != "" {
+			s.metrics.limit(limit)
+		}
+		return &e
+	}
+	switch {
+	case r.Method == http.MethodConnect:
+		return refused(connectRefusedError(), "")
+	case !isClean(v.to.target) || !isClean(r.Host):
+		return refused(badRequestError("the request target or the host has a blank or a control character"), "")
+	case !s.visits.allow(visitorKey(v.addr)):
+		return refused(rateLimitedError(), limitVisitorRate)
+	case !s.hosts.allow(v.to.label):
+		return refused(rateLimitedError(), limitRate)
+	case s.options.MaxBody > 0 && r.ContentLength > s.options.MaxBody:
+		return refused(requestTooLargeError(s.options.MaxBody), limitMaxBody)
+	}
+	if wish := r.Header.Get("Harp-Request-Timeout"); wish != "" {
+		d, err := time.ParseDuration(wish)
+		if err != nil || d <= 0 {
+			return refused(badRequestError("Harp-Request-Timeout is no duration such as 12s"), "")
+		}
+		v.timeout = min(v.timeout, d)
+	}
+	return nil
+}
+
+// isClean reports whether s has neither blanks nor control characters: such could end a request line early.
+func isClean(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] <= ' ' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// outbound builds the request as the agent is to get it. It shares nothing with r that it changes.
+func (v *visit) outbound(id, scheme, host string, trusted bool) *http.Request {
+	r := v.r
+	h := make(http.Header, len(r.Header)+8)
+	named := tunnel.ConnectionNames(r.Header)
+	for name, values := range r.Header {
+		if !tunnel.IsHopByHop(name, named) {
+			h[name] = values
+		}
+	}
+	setForwarded(h, r, v.addr, scheme, host, trusted)
+	if v.to.prefix != "" {
+		h["X-Forwarded-Prefix"] = []string{v.to.prefix}
+	}
+	h["X-Request-Id"] = []string{id}
+	delete(h, "Te")
+	if hasToken(r.Header["Te"], "trailers") {
+		h["Te"] = []string{"trailers"} // gRPC asks for it
+	}
+	out := &http.Request{
+		Method: r.Method, URL: &url.URL{Scheme: scheme}, Host: r.Host, RequestURI: v.to.target, Header: h,
+		RemoteAddr: r.RemoteAddr, ContentLength: r.ContentLength, Trailer: r.Trailer,
+	}
+	if trusted {
+		out.RemoteAddr = netip.AddrPortFrom(v.addr, 0).String()
+	}
+	if r.Body != nil && r.Body != http.NoBody {
+		v.body = newVisitorBody(v)
+		out.Body = v.body
+		if r.ProtoMajor == 1 {
+			_ = v.rc.EnableFullDuplex()
+		}
+	} else if token := upgradeToken(r); token != "" {
+		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{token}
+	}
+	return out
+}
+
+// upgradeToken is what the visitor wants to upgrade to, empty for nothing. Plain HTTP/2 is not passed on: the edge
+// would not understand a byte of it.
+func upgradeToken(r *http.Request) string {
+	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || !hasToken(r.Header["Connection"], "upgrade") {
+		return ""
+	}
+	var tokens []string
+	for _, list := range r.Header["Upgrade"] {
+		for token := range strings.SplitSeq(list, ",") {
+			if token = strings.TrimSpace(token); token != "" && !strings.EqualFold(token, "h2c") {
+				tokens = append(tokens, token)
+			}
+		}
+	}
+	return strings.Join(tokens, ", ")
+}
+
+func hasToken(lists []string, token string) bool {
+	for _, list := range lists {
+		for t := range strings.SplitSeq(list, ",") {
+			if t, _, _ = strings.Cut(t, ";"); strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// carry sends the request to the first candidate that takes it, and the answer to the visitor.
+func (v *visit) carry(out *http.Request, candidates []*registration) {
+	ctx, cancel := context.WithCancelCause(v.r.Context())
+	defer cancel(errVisitorEnd)
+	watch := v.watchTimeout(cancel)
+	trace := &httptrace.ClientTrace{Got1xxResponse: v.interim}
+	out = out.WithContext(httptrace.WithClientTrace(ctx, trace))
+	if v.body != nil {
+		defer v.body.finish()
+	}
+	res, err := v.roundTrip(out, candidates)
+	watch.stop()
+	if err != nil {
+		v.fail(err)
+		return
+	}
+	defer res.Body.Close()
+	v.server.metrics.request(res.StatusCode, time.Since(v.began).Seconds())
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		v.upgrade(res)
+		return
+	}
+	v.respond(res)
+}
+
+// roundTrip tries the candidates in turn, for as long as it is certain that none has done anything with the request.
+func (v *visit) roundTrip(out *http.Request, candidates []*registration) (res *http.Response, err error) {
+	for i, c := range candidates {
+		c.link.requests.Add(1)
+		if v.body != nil {
+			v.body.lend(out, i+1 < len(candidates))
+		}
+		res, err = c.link.session.RoundTrip(c.id, out)
+		if err == nil || v.r.Context().Err() != nil {
+			return res, err
+		}
+		if !tunnel.Unprocessed(err) && !(errors.Is(err, tunnel.ErrClosed) && v.repeatable()) {
+			return nil, err
+		}
+		if v.body != nil && !v.body.rewind() {
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+// repeatable reports whether it does no harm to process the request twice (RFC 9110, section 9.2.1).
+func (v *visit) repeatable() bool {
+	switch v.r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return v.body == nil
+	}
+	return false
+}
+
+// interim passes an interim response on to the visitor.
+func (v *visit) interim(status int, h textproto.MIMEHeader) error {
+	if v.r.ProtoMajor == 1 && v.r.ProtoMinor == 0 {
+		return nil // HTTP/1.0 has none (RFC 9110, section 15.2)
+	}
+	header := v.w.Header()
+	id := header["X-Request-Id"]
+	for name, values := range h {
+		if !tunnel.IsHopByHop(name, nil) && !isClaim(name) {
+			header[name] = values
+		}
+	}
+	v.w.WriteHeader(status)
+	clear(header)
+	header["X-Request-Id"] = id
+	return nil
+}
+
+// fail answers a request that got no response.
+func (v *visit) fail(err error) {
+	e := v.explain(err)
+	if e == nil { // nobody is there to be told
+		v.server.metrics.request(499, time.Since(v.began).Seconds())
+		panic(http.ErrAbortHandler)
+	}
+	v.server.log.Debug("request failed", "label", v.to.label, "code", e.Code, "error", err)
+	v.server.metrics.request(e.Status, time.Since(v.began).Seconds())
+	v.server.refuse(v.w, v.r, *e)
+}
+
+// explain says what err means to the visitor; nil if the visitor is gone.
+func (v *visit) explain(err error) *visitorError {
+	var e visitorError
+	var cancelled *tunnel.CancelError
+	switch {
+	case v.body != nil && v.body.tooLarge():
+		v.server.metrics.limit(limitMaxBody)
+		e = requestTooLargeError(v.server.options.MaxBody)
+	case errors.Is(err, errTimeout):
+		e = timeoutError(v.timeout)
+	case v.r.Context().Err() != nil:
+		return nil
+	case v.body != nil && v.body.broken() != nil:
+		e = badRequestError("the request body broke off")
+	case errors.Is(err, tunnel.ErrBusy):
+		v.server.metrics.limit(limitMaxStreams)
+		e = busyError()
+	case errors.Is(err, messages.ErrTooLong):
+		v.server.metrics.limit(limitHead)
+		e = headTooLargeError()
+	case tunnel.Unprocessed(err):
+		e = agentAwayError()
+	case errors.As(err, &cancelled):
+		e = explainCancel(cancelled, v.timeout)
+	case errors.Is(err, tunnel.ErrClosed):
+		e = linkLostError()
+	default:
+		e = upstreamBrokeError("")
+	}
+	return &e
+}
+
+func explainCancel(c *tunnel.CancelError, timeout time.Duration) visitorError {
+	switch c.Code {
+	case messages.CancelUnreachable:
+		return upstreamUnreachableError(c.Reason)
+	case messages.CancelTimeout:
+		return timeoutError(timeout)
+	}
+	return upstreamBrokeError(c.Reason)
+}

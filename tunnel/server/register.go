@@ -1,0 +1,140 @@
+package server
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/harp-tunnel/harp/identity"
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// register grants the registration that text asks for and answers it, or returns the refusal.
+func (l *link) register(text []byte) *messages.RegistrationError {
+	refusal := l.tryRegister(text)
+	result := registeredOK
+	if refusal != nil {
+		result = refusal.Code
+		l.server.log.Info("registration refused", "from", l.visitor, "code", refusal.Code, "reason", refusal.Message)
+	}
+	l.server.metrics.registrationResult(result)
+	return refusal
+}
+
+func (l *link) tryRegister(text []byte) *messages.RegistrationError {
+	r, refusal := l.verify(text)
+	if refusal != nil {
+		return refusal
+	}
+	s := l.server
+	l.mu.Lock()
+	if l.gone || len(l.registrations) >= maxRegistrations {
+		l.mu.Unlock()
+		s.metrics.limit(limitRegistrations)
+		return refuse(messages.RefuseLimit, "this link has as many registrations as it may", false)
+	}
+	l.lastID++
+	r.id = l.lastID
+	replaced, err := s.routes.add(r, func() error { return l.answer(r) })
+	if err == nil {
+		l.registrations[r.id] = r
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return refuse(messages.RefuseLimit, err.Error(), true)
+	}
+	s.metrics.registration(1)
+	s.log.Info("registered", "hostname", r.label+"."+s.options.Domain, "path", r.path, "mode", r.mode,
+		"identity", r.thumbprint.String(), "from", l.visitor)
+	for _, old := range replaced {
+		s.metrics.registration(-1)
+		old.link.drop(old, messages.DisconnectReplaced, errReplaced)
+	}
+	return nil
+}
+
+// verify checks a request in the order of PROTOCOL.md: form, signature, challenge, audience, authority.
+func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) {
+	s := l.server
+	request, err := messages.ParseRegistrationRequest(text)
+	if err != nil {
+		return nil, refuse(messages.RefuseMalformed, err.Error(), false)
+	}
+	key, claim, err := identity.Verify(request.JWS)
+	switch {
+	case errors.Is(err, identity.ErrSignature):
+		return nil, refuse(messages.RefuseSignature, err.Error(), false)
+	case err != nil:
+		return nil, refuse(messages.RefuseMalformed, err.Error(), false)
+	case !claim.HasChallenge(l.challenge):
+		return nil, refuse(messages.RefuseChallenge, "the challenge was not the one of this connection", true)
+	case !l.hears(claim.Audience):
+		return nil, refuse(messages.RefuseAudience, "signed for "+quoteName(claim.Audience)+", and this server is "+s.options.Domain, false)
+	case !s.keys.allowed(key.Thumbprint()):
+		return nil, refuse(messages.RefuseNotAuthorized,
+			"the operator of "+s.options.Domain+" has not authorized the key "+key.Thumbprint().String(), false)
+	case len(claim.Hostnames) > 0:
+		return nil, refuse(messages.RefuseUnsupported, "this server does not serve hostnames of your own", false)
+	case claim.EndToEnd:
+		return nil, refuse(messages.RefuseUnsupported, "this server does not pass TLS through", false)
+	}
+	path, _ := identity.CleanPath(claim.Path) // Verify has checked it
+	mode := claim.Mode
+	if mode == "" {
+		mode = identity.ModeTakeover
+	}
+	return &registration{
+		link: l, label: key.Thumbprint().Label(claim.Session), path: path, session: claim.Session,
+		mode: mode, instance: claim.Instance, thumbprint: key.Thumbprint(), since: time.Now(),
+	}, nil
+}
+
+func refuse(code, message string, retry bool) *messages.RegistrationError {
+	return &messages.RegistrationError{Code: code, Message: message, Retry: retry}
+}
+
+// hears reports whether an agent may have meant this server by the name.
+func (l *link) hears(audience string) bool {
+	name := canonicalHost(audience)
+	if name == l.server.options.Domain {
+		return true
+	}
+	for _, a := range l.server.options.Audiences {
+		if name == canonicalHost(a) {
+			return true
+		}
+	}
+	if !l.loopback {
+		return false
+	}
+	addr, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	return name == "localhost" || strings.HasSuffix(name, ".localhost") || err == nil && addr.IsLoopback()
+}
+
+// answer queues the response that grants r.
+func (l *link) answer(r *registration) error {
+	o := l.server.options
+	limits := messages.Limits{
+		MaxBody: max(o.MaxBody, 0), MaxStreams: o.MaxStreams,
+		RequestTimeout: messages.Duration(o.RequestTimeout), PingInterval: messages.Duration(o.PingInterval),
+	}
+	hostname := r.label + "." + o.Domain
+	url := l.scheme + "://" + hostname + l.port + r.path
+	switch {
+	case o.NoHostRoute && o.RouteByPath:
+		url = l.scheme + "://" + o.Domain + l.port + "/t/" + r.label + r.path
+	case o.NoHostRoute:
+		url = l.scheme + "://" + o.Domain + l.port + r.path // with Harp-Tunnel: <label>
+	}
+	text, err := messages.EncodeRegistrationResponse(messages.RegistrationResponse{
+		Registration: r.id, Hostname: hostname, URL: url, Limits: &limits,
+	})
+	if err != nil {
+		return err
+	}
+	return l.session.SendText(text)
+}
+
+// quoteName shows a name from the network to a person.
+func quoteName(s string) string { return `"` + cleanReason(s) + `"` }

@@ -1,0 +1,127 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/harp-tunnel/harp/tunnel"
+)
+
+const (
+	// stall is how long a visitor may take nothing of an answer before it is broken off.
+	stall = 2 * time.Minute
+	// stallEvery is how often the deadline for that is set anew.
+	stallEvery = 30 * time.Second
+	// unwatched is how many bytes of an answer go out before the first deadline: they fit the kernel's buffers.
+	unwatched = 64 << 10
+)
+
+var errResponseTooLarge = errors.New("response body is over the limit")
+
+// respond passes a response on. A body that breaks off breaks the visitor's transfer: it never ends cleanly.
+func (v *visit) respond(res *http.Response) {
+	limit := v.server.options.MaxBody
+	if limit > 0 && res.ContentLength > limit && v.r.Method != http.MethodHead {
+		v.server.metrics.limit(limitMaxBody)
+		v.server.refuse(v.w, v.r, responseTooLargeError(limit))
+		return
+	}
+	v.writeHead(res)
+	if res.Body == http.NoBody {
+		return
+	}
+	if res.ContentLength < 0 && v.r.Method != http.MethodHead {
+		// An unknown length stays unknown: net/http would count a short body and drop trailers.
+		_ = v.rc.Flush()
+	}
+	out := &visitorWriter{visit: v, body: res.Body.(pendingBody), limit: limit, length: res.ContentLength}
+	_, err := out.body.WriteTo(out)
+	if err == nil && out.length >= 0 && out.total < out.length && v.r.Method != http.MethodHead {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		v.breakOff(err)
+	}
+	for name, values := range res.Trailer {
+		v.w.Header()[http.TrailerPrefix+name] = values
+	}
+	if out.watched {
+		_ = v.rc.SetWriteDeadline(time.Time{})
+	}
+}
+
+// pendingBody is what a link's response body can do beyond io.ReadCloser.
+type pendingBody interface {
+	io.WriterTo
+	// Pending reports whether the next piece, or the end, is already there.
+	Pending() bool
+}
+
+// writeHead hands the response's head to net/http, which adds nothing but a Date where there is none (RFC 9110,
+// section 6.6.1).
+func (v *visit) writeHead(res *http.Response) {
+	header := v.w.Header()
+	named := tunnel.ConnectionNames(res.Header)
+	for name, values := range res.Header {
+		if !tunnel.IsHopByHop(name, named) && !isHarpField(name) {
+			header[name] = values
+		}
+	}
+	if header["Content-Type"] == nil {
+		header["Content-Type"] = nil // net/http guesses one unless the key is there
+	}
+	v.w.WriteHeader(res.StatusCode)
+}
+
+// isHarpField reports whether a field is one of the edge's own, which no upstream may send in its name.
+func isHarpField(name string) bool { return hasNamePrefix(name, "harp-") }
+
+// breakOff ends the visitor's transfer so that it cannot be taken for complete, after what has come so far.
+func (v *visit) breakOff(err error) {
+	if errors.Is(err, errResponseTooLarge) {
+		v.server.metrics.limit(limitMaxBody)
+	}
+	v.server.log.Debug("response broken off", "label", v.to.label, "error", err)
+	_ = v.rc.Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// A visitorWriter writes the pieces of a response body to the visitor, and flushes whenever nothing more is there yet.
+type visitorWriter struct {
+	visit   *visit
+	body    pendingBody
+	limit   int64 // bytes; zero or less for none
+	length  int64 // declared, -1 for unknown
+	total   int64 // bytes written
+	due     time.Time
+	watched bool
+}
+
+func (w *visitorWriter) Write(p []byte) (int, error) {
+	w.total += int64(len(p))
+	if w.limit > 0 && w.total > w.limit {
+		return 0, errResponseTooLarge
+	}
+	if w.length >= 0 && w.total > w.length {
+		return 0, http.ErrContentLength
+	}
+	if w.total > unwatched {
+		w.watch()
+	}
+	n, err := w.visit.w.Write(p)
+	w.visit.server.metrics.bytes(0, int64(n))
+	if err == nil && !w.body.Pending() {
+		err = w.visit.rc.Flush()
+	}
+	return n, err
+}
+
+// watch sets the deadline by which the visitor must have taken something.
+func (w *visitorWriter) watch() {
+	if now := time.Now(); now.After(w.due) {
+		w.watched, w.due = true, now.Add(stallEvery)
+		_ = w.visit.rc.SetWriteDeadline(now.Add(stall))
+	}
+}

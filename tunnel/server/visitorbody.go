@@ -1,0 +1,145 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// maxKept is how many bytes of a request body are kept while it may have to be sent to another agent.
+	maxKept = 64 << 10
+	// linger is how long the rest of a request body is read after an early answer, and lingerBytes how much of it:
+	// a connection that is closed on unread bytes resets, and the visitor would lose the answer.
+	linger      = time.Second
+	lingerBytes = 256 << 10
+)
+
+var errTooLarge = errors.New("request body is over the limit")
+
+// A visitorBody is a visitor's request body on its way into the tunnel. It counts, holds it to the limit, and can
+// begin again as long as it remembers everything that was read. One goroutine at a time reads it.
+type visitorBody struct {
+	visit *visit
+	out   *http.Request // gets the trailers
+	done  chan struct{} // closed when the borrower has finished with the body
+
+	mu    sync.Mutex // guards the fields below
+	total int64      // bytes read from the visitor
+	moved time.Time  // when something was last read
+	err   error      // why reading has ended; io.EOF at the end
+	kept  []byte     // what was read so far, if keep
+	again []byte     // the part of kept that is to be read again
+	keep  bool
+	lent  bool // done is not closed
+}
+
+func newVisitorBody(v *visit) *visitorBody { return &visitorBody{visit: v, moved: v.began} }
+
+// lend gets the body ready to be sent with out. keep says that it may have to be sent once more.
+func (b *visitorBody) lend(out *http.Request, keep bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.out, b.done, b.lent = out, make(chan struct{}), true
+	b.keep = keep && b.total == int64(len(b.kept))
+	b.again = b.kept
+}
+
+// rewind reports whether the body can be sent once more from its beginning. It waits a moment for the borrower.
+func (b *visitorBody) rewind() bool {
+	select {
+	case <-b.done:
+	case <-time.After(linger):
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.keep && b.total == int64(len(b.kept)) && (b.err == nil || b.err == io.EOF)
+}
+
+func (b *visitorBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	if len(b.again) > 0 {
+		n := copy(p, b.again)
+		b.again = b.again[n:]
+		b.mu.Unlock()
+		return n, nil
+	}
+	err := b.err
+	b.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	n, err := b.visit.r.Body.Read(p)
+	b.visit.server.metrics.bytes(int64(n), 0)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.total += int64(n)
+	b.moved = time.Now()
+	if limit := b.visit.server.options.MaxBody; limit > 0 && b.total > limit {
+		b.err = errTooLarge
+		return 0, errTooLarge
+	}
+	if b.keep && b.total <= maxKept {
+		b.kept = append(b.kept, p[:n]...)
+	} else {
+		b.kept, b.keep = nil, false
+	}
+	if b.err = err; err == io.EOF {
+		b.out.Trailer = b.visit.r.Trailer // complete only now
+	}
+	return n, err
+}
+
+// Close is the borrower's word that it reads no more.
+func (b *visitorBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lent {
+		b.lent = false
+		close(b.done)
+	}
+	return nil
+}
+
+// finish takes the body back before the handler returns: net/http allows no read after that.
+func (b *visitorBody) finish() {
+	b.mu.Lock()
+	over, lent := b.err != nil, b.lent
+	b.mu.Unlock()
+	if over && !lent {
+		return
+	}
+	rc := b.visit.rc
+	_ = rc.SetReadDeadline(time.Now().Add(linger))
+	if lent {
+		// The answer is complete and the borrower still waits for the visitor.
+		_ = rc.Flush()
+		<-b.done
+	}
+	if b.visit.r.ProtoMajor == 1 {
+		_, _ = io.CopyN(io.Discard, b.visit.r.Body, lingerBytes)
+	}
+	_ = rc.SetReadDeadline(time.Now()) // whatever still comes is not another request
+}
+
+// tooLarge reports whether the body was cut off at the limit.
+func (b *visitorBody) tooLarge() bool { return b.broken() == errTooLarge }
+
+// broken returns why the body ended early, nil if it did not.
+func (b *visitorBody) broken() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == io.EOF {
+		return nil
+	}
+	return b.err
+}
+
+func (b *visitorBody) lastMove() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.moved
+}

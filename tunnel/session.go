@@ -1,0 +1,305 @@
+// Package tunnel is what both ends of a link share: a Session carries many HTTP exchanges over one WebSocket.
+// At the edge it takes requests (RoundTrip), at the agent it feeds an http.Handler.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+var (
+	// ErrClosed means that the link is gone.
+	ErrClosed = errors.New("tunnel: link closed")
+	// ErrSilent is the cause of death of a link on which nothing was heard for two ping intervals.
+	ErrSilent = errors.New("tunnel: peer is silent")
+	// ErrProtocol is the cause of death of a link whose peer broke the protocol.
+	ErrProtocol = errors.New("tunnel: protocol error")
+	// ErrBusy means that as many streams are open on the link as may be.
+	ErrBusy = errors.New("tunnel: too many streams")
+	// ErrDraining means that the link takes no new streams, because it is about to end.
+	ErrDraining = errors.New("tunnel: link is draining")
+)
+
+// The defaults of Config.
+const (
+	DefaultPingInterval = 10 * time.Second
+	DefaultMaxStreams   = 1000
+)
+
+// Config says how a Session behaves. The zero value is an edge with the defaults.
+type Config struct {
+	// Handler returns what serves a registration's requests, nil if the registration is unknown. It is set at the
+	// agent; at the edge it is nil, and only the edge opens streams.
+	Handler func(registration uint32) http.Handler
+	// MaxStreams is how many streams may be open at once; zero means 1000. Further ones are refused.
+	// One link holds at most MaxStreams * 256 KiB + 32 MiB of bodies that were not read yet.
+	MaxStreams int
+	// PingInterval is the silence after which a ping is sent; after twice as long the link is dead. Zero means 10 s.
+	PingInterval time.Duration
+	// OnText gets every text message. It is called by the reader of the link and must not wait; an error ends the link.
+	OnText func(text []byte) error
+	// OnDisconnect gets the peer's Disconnect messages. It is called by the reader of the link and must not wait.
+	OnDisconnect func(messages.Disconnect)
+	// Logger gets what an operator may want to know; nil discards.
+	Logger *slog.Logger
+}
+
+// A Session carries many streams over one link. Methods may be called from any goroutine.
+type Session struct {
+	conn   Conn   // read by readLoop only, written by writeLoop only
+	config Config // with its defaults; not changed
+	out    *outbox
+	ended  chan struct{} // closed when the link is dead; err is set before
+	done   chan struct{} // closed by Run when its goroutines and handlers have ended
+	heard  atomic.Int64  // when something was last read, in nanoseconds after start
+	start  time.Time
+	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
+
+	handlers sync.WaitGroup // the agent's running handlers
+
+	mu       sync.Mutex // guards the fields below; taken after outbox.mu, before stream.mu
+	streams  map[uint32]*stream
+	lastID   uint32                  // the newest stream
+	draining bool                    // no new streams
+	empty    chan struct{}           // closed when draining has left no stream; nil before draining
+	cancel   context.CancelCauseFunc // ends Run; nil before it
+	closing  error                   // the reason that Close was given
+	err      error                   // first cause of death
+}
+
+// NewSession returns a session over conn. It does nothing until Run.
+func NewSession(conn Conn, config Config) *Session {
+	if config.MaxStreams <= 0 {
+		config.MaxStreams = DefaultMaxStreams
+	}
+	if config.PingInterval <= 0 {
+		config.PingInterval = DefaultPingInterval
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Session{
+		conn: conn, config: config, out: newOutbox(),
+		ended: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
+		streams: make(map[uint32]*stream),
+	}
+}
+
+// Run carries the link until it ends, for which it returns the reason: ctx's cause, ErrSilent, an error that wraps
+// ErrProtocol, or one of the connection. It closes the connection and waits for the handlers. Call it once.
+func (s *Session) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.mu.Lock()
+	s.cancel = cancel
+	if s.closing != nil {
+		cancel(s.closing)
+	}
+	s.mu.Unlock()
+	var reader, writer sync.WaitGroup
+	reader.Go(func() { cancel(s.readLoop(ctx)) }) // ends when the connection closes
+	writer.Go(func() { cancel(s.writeLoop()) })   // ends when the outbox is closed, or on a write error
+	stop := s.keepalive(cancel)                   // ends with stop
+	<-ctx.Done()
+	stop()
+	s.fail(context.Cause(ctx))
+	flushed := make(chan struct{})
+	go func() { writer.Wait(); close(flushed) }() // ends with the writer
+	select {
+	case <-flushed:
+	case <-time.After(time.Second): // the last words have waited long enough
+	}
+	_ = s.conn.Close()
+	reader.Wait()
+	writer.Wait()
+	<-flushed
+	s.handlers.Wait()
+	close(s.done)
+	return s.err
+}
+
+// Close ends the link for the given reason, after what was sent before. It does not wait for Run.
+func (s *Session) Close(reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing == nil {
+		s.closing = reason
+	}
+	if s.cancel != nil {
+		s.cancel(reason)
+	}
+}
+
+// Ended is closed when the link is dead. Run may take longer: it waits for handlers.
+func (s *Session) Ended() <-chan struct{} { return s.ended }
+
+// Err returns why the link died, nil before.
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Done is closed when Run has ended.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// fail sets the cause of death, ends every stream and lets the writer send what it has.
+func (s *Session) fail(err error) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.err = err
+	s.draining = true
+	streams := make([]*stream, 0, len(s.streams))
+	for _, st := range s.streams {
+		streams = append(streams, st)
+	}
+	s.mu.Unlock()
+	if errors.Is(err, ErrProtocol) {
+		s.Disconnect(messages.Disconnect{Code: messages.DisconnectProtocol, Reason: err.Error()})
+	}
+	gone := fmt.Errorf("%w: %w", ErrClosed, err)
+	s.out.close(gone)
+	for _, st := range streams {
+		st.shut(gone, false)
+	}
+	close(s.ended)
+}
+
+// Disconnect tells the peer that the link, or one registration, is to end. For the whole link it also stops
+// taking new streams here.
+func (s *Session) Disconnect(d messages.Disconnect) {
+	if d.Registration == 0 {
+		s.drain()
+	}
+	_ = s.out.control(func(b []byte) []byte { return messages.AppendDisconnect(b, d) })
+}
+
+// SendText sends a text message, before any stream that is opened later. The session keeps text.
+func (s *Session) SendText(text []byte) error { return s.out.text(text) }
+
+// drain lets no new stream in and returns a channel that is closed when none is left.
+func (s *Session) drain() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+	if s.empty == nil {
+		s.empty = make(chan struct{})
+		if len(s.streams) == 0 {
+			close(s.empty)
+		}
+	}
+	return s.empty
+}
+
+// Drain lets no new stream in and waits until none is left, the link is dead, or ctx ends.
+func (s *Session) Drain(ctx context.Context) error {
+	select {
+	case <-s.drain():
+		return nil
+	case <-s.ended:
+		return s.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Streams returns how many streams are open.
+func (s *Session) Streams() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.streams)
+}
+
+// isEdge reports whether this end opens streams.
+func (s *Session) isEdge() bool { return s.config.Handler == nil }
+
+func (s *Session) lookup(id uint32) (*stream, uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.streams[id], s.lastID
+}
+
+func (s *Session) remove(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.removed {
+		return
+	}
+	st.removed = true
+	delete(s.streams, st.id)
+	s.shrinkWindow(st.recv.size - DefaultStreamWindow)
+	if s.empty != nil && len(s.streams) == 0 {
+		close(s.empty)
+	}
+}
+
+func (s *Session) writeLoop() error {
+	for {
+		b, ok := s.out.take()
+		if !ok {
+			return ErrClosed
+		}
+		if err := b.send(s.conn); err != nil {
+			return fmt.Errorf("tunnel: write to link: %w", err)
+		}
+	}
+}
+
+func (s *Session) readLoop(ctx context.Context) error {
+	for ctx.Err() == nil {
+		text, r, err := s.conn.NextMessage()
+		if err != nil {
+			return fmt.Errorf("tunnel: read from link: %w", err)
+		}
+		s.heard.Store(int64(time.Since(s.start)))
+		b, err := readMessage(buffer(nil), r)
+		if err != nil {
+			return fmt.Errorf("tunnel: read from link: %w", err)
+		}
+		if text {
+			err = s.handleText(b)
+		} else {
+			err = s.dispatch(b)
+		}
+		releaseBuffer(b)
+		if err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// readMessage appends what r has to b, which grows as needed.
+func readMessage(b []byte, r io.Reader) ([]byte, error) {
+	for {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			return b, err
+		}
+	}
+}
+
+func (s *Session) handleText(text []byte) error {
+	if s.config.OnText == nil {
+		return fmt.Errorf("%w: unexpected text message", ErrProtocol)
+	}
+	return s.config.OnText(text)
+}

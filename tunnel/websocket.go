@@ -1,0 +1,260 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// A Conn carries whole messages between two ends. One goroutine may read while another writes;
+// Close may be called at any time, more than once, and ends both.
+type Conn interface {
+	// NextMessage waits for the next message. r must be read to its end before the next call.
+	NextMessage() (text bool, r io.Reader, err error)
+	// WriteBinary sends each part as one binary message and flushes once. It keeps no part.
+	WriteBinary(parts ...[]byte) error
+	// WriteText sends one text message.
+	WriteText(text []byte) error
+	// Close ends the connection at once, without a farewell.
+	Close() error
+}
+
+// A RefusedError is a server's answer to a dial that is not 101 Switching Protocols.
+type RefusedError struct {
+	Status int
+	Text   string // the first line of what the server said, at most 200 bytes
+}
+
+func (e *RefusedError) Error() string {
+	if e.Text == "" {
+		return fmt.Sprintf("the server answered %d %s", e.Status, http.StatusText(e.Status))
+	}
+	return fmt.Sprintf("the server answered %d: %s", e.Status, e.Text)
+}
+
+// DialOptions says how Dial connects.
+type DialOptions struct {
+	TLS   *tls.Config // nil means the system's roots
+	Proxy bool        // obey HTTPS_PROXY, HTTP_PROXY and NO_PROXY
+}
+
+// Dial opens a link to url (ws:// or wss://) and returns the challenge that the server sent with it.
+// The server's name is looked up anew at each call. The error is a *RefusedError if the server answered anything
+// but 101. ctx bounds the dial only.
+func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) {
+	var batch *batchConn // the last connection dialled, which is the one that carries the link
+	wrap := func(c net.Conn) net.Conn {
+		batch = &batchConn{Conn: c}
+		return batch
+	}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
+	transport := &http.Transport{
+		DisableCompression:  true,
+		TLSHandshakeTimeout: 10 * time.Second,
+		TLSClientConfig:     o.TLS, // used behind a proxy, where the transport makes the TLS connection itself
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(c), nil
+		},
+		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := (&tls.Dialer{NetDialer: dialer, Config: linkTLS(o.TLS)}).DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(c), nil
+		},
+	}
+	if o.Proxy {
+		transport.Proxy = http.ProxyFromEnvironment
+	}
+	ws, res, err := websocket.Dial(ctx, url, &websocket.DialOptions{
+		HTTPClient:   &http.Client{Transport: transport, CheckRedirect: noRedirect},
+		Subprotocols: []string{messages.Subprotocol},
+	})
+	if err != nil {
+		if res != nil && res.StatusCode != http.StatusSwitchingProtocols {
+			return nil, "", &RefusedError{Status: res.StatusCode, Text: firstLine(res.Body)}
+		}
+		return nil, "", err
+	}
+	if ws.Subprotocol() != messages.Subprotocol {
+		_ = ws.CloseNow()
+		return nil, "", errors.New("the server does not speak " + messages.Subprotocol)
+	}
+	return newWSConn(ws, batch), res.Header.Get(messages.ChallengeField), nil
+}
+
+// Accept answers a link's opening handshake and hands the challenge to the agent. On an error the
+// response has been written.
+func Accept(w http.ResponseWriter, r *http.Request, challenge string) (Conn, error) {
+	hw := &hijackWriter{ResponseWriter: w}
+	w.Header().Set(messages.ChallengeField, challenge)
+	ws, err := websocket.Accept(hw, r, &websocket.AcceptOptions{Subprotocols: []string{messages.Subprotocol}})
+	if err != nil {
+		return nil, err
+	}
+	if ws.Subprotocol() != messages.Subprotocol {
+		_ = ws.Close(websocket.StatusPolicyViolation, "subprotocol "+messages.Subprotocol+" is required")
+		return nil, errors.New("agent does not speak " + messages.Subprotocol)
+	}
+	return newWSConn(ws, hw.batch), nil
+}
+
+// linkTLS is c for a connection that must not become HTTP/2: a WebSocket is opened by HTTP/1.1.
+func linkTLS(c *tls.Config) *tls.Config {
+	if c == nil {
+		c = &tls.Config{}
+	}
+	c = c.Clone()
+	c.NextProtos = []string{"http/1.1"}
+	return c
+}
+
+// noRedirect refuses redirects: the audience that the agent signs is the host that the person named.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+func firstLine(r io.Reader) string {
+	if r == nil {
+		return ""
+	}
+	raw, _ := io.ReadAll(io.LimitReader(r, 200))
+	line, _, _ := strings.Cut(strings.TrimSpace(string(raw)), "\n")
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c == 0x7f {
+			return -1
+		}
+		return c
+	}, strings.ToValidUTF8(line, "?"))
+}
+
+// wsConn is a Conn over a WebSocket.
+type wsConn struct {
+	ws    *websocket.Conn
+	batch *batchConn
+}
+
+func newWSConn(ws *websocket.Conn, batch *batchConn) *wsConn {
+	ws.SetReadLimit(maxMessage)
+	return &wsConn{ws: ws, batch: batch}
+}
+
+func (c *wsConn) NextMessage() (text bool, r io.Reader, err error) {
+	kind, r, err := c.ws.Reader(context.Background())
+	return kind == websocket.MessageText, r, err
+}
+
+func (c *wsConn) WriteBinary(parts ...[]byte) error {
+	c.batch.begin()
+	for _, p := range parts {
+		if len(p) == 0 {
+			continue
+		}
+		if err := c.ws.Write(context.Background(), websocket.MessageBinary, p); err != nil {
+			_ = c.batch.flush()
+			return err
+		}
+	}
+	return c.batch.flush()
+}
+
+func (c *wsConn) WriteText(text []byte) error {
+	return c.ws.Write(context.Background(), websocket.MessageText, text)
+}
+
+func (c *wsConn) Close() error {
+	// The connection below goes first: the library would wait for a writer that is stuck in it.
+	err := c.batch.Conn.Close()
+	_ = c.ws.CloseNow()
+	return err
+}
+
+// hijackWriter hands the WebSocket library a connection that batches.
+type hijackWriter struct {
+	http.ResponseWriter
+	batch *batchConn
+}
+
+func (w *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	_ = c.SetDeadline(time.Time{}) // the HTTP server's deadlines are not the link's
+	w.batch = &batchConn{Conn: c}
+	rw.Writer.Reset(w.batch)
+	return w.batch, rw, nil
+}
+
+// batchSize is how many bytes of a batch are gathered before they are written, in bytes.
+const batchSize = 128 << 10
+
+var batchPool = sync.Pool{New: func() any { return new([batchSize]byte) }}
+
+// A batchConn gathers the writes between begin and flush. The WebSocket library writes a message in pieces
+// of 4 KiB, each a system call: gathered, the link carries three times as much.
+type batchConn struct {
+	net.Conn
+	mu  sync.Mutex
+	buf *[batchSize]byte // nil outside a batch
+	n   int              // bytes of buf in use
+}
+
+func (c *batchConn) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buf == nil {
+		c.buf = batchPool.Get().(*[batchSize]byte)
+	}
+}
+
+// flush writes what was gathered and ends the batch.
+func (c *batchConn) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.drainLocked()
+	batchPool.Put(c.buf)
+	c.buf = nil
+	return err
+}
+
+func (c *batchConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buf == nil {
+		return c.Conn.Write(p)
+	}
+	if len(p) > batchSize-c.n {
+		if err := c.drainLocked(); err != nil {
+			return 0, err
+		}
+		if len(p) >= batchSize {
+			return c.Conn.Write(p)
+		}
+	}
+	c.n += copy(c.buf[c.n:], p)
+	return len(p), nil
+}
+
+func (c *batchConn) drainLocked() error {
+	if c.n == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.buf[:c.n])
+	c.n = 0
+	return err
+}
