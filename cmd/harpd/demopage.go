@@ -21,8 +21,8 @@ import (
 //go:embed demopage.html
 var demoHTML string
 
-// An echo is what the demo page shows of a request.
-type echo struct {
+// A shownRequest is what the demo page shows of a request.
+type shownRequest struct {
 	Method, Target, Proto, Host string
 	Fields                      []echoField
 	Nonce                       string // of the page's own script and style
@@ -49,7 +49,7 @@ func demoHandler() http.Handler {
 }
 
 func servePage(w http.ResponseWriter, r *http.Request, page *template.Template) {
-	e := newEcho(r)
+	e := newShownRequest(r)
 	w.Header().Set("Vary", "Accept")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
@@ -68,8 +68,8 @@ func servePage(w http.ResponseWriter, r *http.Request, page *template.Template) 
 	_ = page.Execute(w, e)
 }
 
-func newEcho(r *http.Request) echo {
-	e := echo{Method: r.Method, Target: r.RequestURI, Proto: r.Proto, Host: r.Host, Nonce: rand.Text()}
+func newShownRequest(r *http.Request) shownRequest {
+	e := shownRequest{Method: r.Method, Target: r.RequestURI, Proto: r.Proto, Host: r.Host, Nonce: rand.Text()}
 	for _, name := range slices.Sorted(maps.Keys(r.Header)) {
 		for _, value := range r.Header[name] {
 			if name == "Cookie" || name == "Authorization" {

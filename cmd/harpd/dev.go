@@ -46,7 +46,7 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 		started = true
 		go func() { // ends with ctx
 			defer close(finished)
-			cancel(publish(ctx, at.HTTP, key, handler, cfg, stdout))
+			cancel(devAgent(ctx, at.HTTP, key, handler, cfg, stdout))
 		}()
 	})
 	cancel(nil)
@@ -56,8 +56,8 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 	return err
 }
 
-// publish runs the agent.
-func publish(ctx context.Context, at string, key identity.Key, h http.Handler, cfg devConfig, stdout io.Writer) error {
+// devAgent runs the agent of harpd dev.
+func devAgent(ctx context.Context, at string, key identity.Key, h http.Handler, cfg devConfig, stdout io.Writer) error {
 	_, port, err := net.SplitHostPort(at)
 	if err != nil {
 		return err
