@@ -32,15 +32,22 @@ func TestReasonIsCut(t *testing.T) {
 	}
 }
 
-func TestCodesHaveNames(t *testing.T) {
-	for c := messages.CancelEnough; c <= messages.CancelUnsupported; c++ {
-		if strings.HasPrefix(c.String(), "CancelCode(") {
-			t.Errorf("code %d of Cancel has no name", c)
+func TestCodes(t *testing.T) {
+	for want, c := range []messages.CancelCode{
+		messages.CancelEnough, messages.CancelRefused, messages.CancelAborted, messages.CancelProtocol, messages.CancelFlow,
+		messages.CancelTooLarge, messages.CancelTimeout, messages.CancelInternal, messages.CancelUnreachable,
+		messages.CancelBroken, messages.CancelUnsupported,
+	} {
+		if int(c) != want || strings.HasPrefix(c.String(), "CancelCode(") {
+			t.Errorf("code %d of Cancel is %d on the wire and called %q", want, uint8(c), c)
 		}
 	}
-	for c := messages.DisconnectDraining; c <= messages.DisconnectProtocol; c++ {
-		if strings.HasPrefix(c.String(), "DisconnectCode(") {
-			t.Errorf("code %d of Disconnect has no name", c)
+	for want, c := range []messages.DisconnectCode{
+		messages.DisconnectDraining, messages.DisconnectReplaced, messages.DisconnectRevoked, messages.DisconnectLeaving,
+		messages.DisconnectProtocol,
+	} {
+		if int(c) != want || strings.HasPrefix(c.String(), "DisconnectCode(") {
+			t.Errorf("code %d of Disconnect is %d on the wire and called %q", want, uint8(c), c)
 		}
 	}
 	if got := messages.CancelCode(200).String(); got != "CancelCode(200)" {

@@ -11,6 +11,9 @@ import (
 // built, may be ranged over.
 type Fields string
 
+// MaxFields is how many fields a receiver takes in one head or in trailers: each costs it more than its bytes.
+const MaxFields = 2000
+
 // All ranges over the fields, in order. Names are as the sender wrote them: compare them without case.
 func (f Fields) All() iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
@@ -33,7 +36,11 @@ func AppendField(b []byte, name, value string) []byte {
 // parseFields checks that s is Fields: names are tokens, values have no control character but the tab, so no CR, LF
 // or NUL (RFC 9110, section 5.5).
 func parseFields(s string) (Fields, error) {
+	n := 0
 	for rest := s; rest != ""; {
+		if n++; n > MaxFields {
+			return "", fmt.Errorf("%w: more than %d fields", ErrMalformed, MaxFields)
+		}
 		var name, value string
 		var ok bool
 		if name, rest, ok = cutString(rest); !ok || !isToken(name) {

@@ -72,6 +72,10 @@ func (s *Session) handleStream(h messages.Header, payload []byte) error {
 		}
 		return nil // it has ended here; what was on its way is dropped
 	}
+	if len(payload) > maxHead(h.Type) {
+		st.cancel(messages.CancelTooLarge, h.Type.String()+" is too large")
+		return nil
+	}
 	switch h.Type {
 	case messages.TypeHTTPResponse, messages.TypeWSResponse:
 		s.handleResponse(st, h, string(payload))
@@ -103,6 +107,18 @@ func (s *Session) handleStream(h messages.Header, payload []byte) error {
 		st.receiveCancel(code, reason)
 	}
 	return nil
+}
+
+// maxHead is the largest payload in bytes that is taken of a type: heads and trailers do not count against the window
+// of their stream.
+func maxHead(t messages.Type) int {
+	switch t {
+	case messages.TypeHTTPResponse, messages.TypeWSResponse:
+		return maxResponseHead
+	case messages.TypeTrailers:
+		return maxTrailers
+	}
+	return messages.MaxPayload
 }
 
 // cancelUnknown tells the peer that a stream does not exist here.

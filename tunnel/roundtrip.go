@@ -18,8 +18,12 @@ import (
 // continueTimeout is how long a body is withheld after Expect: 100-continue (RFC 9110, section 10.1.1).
 const continueTimeout = time.Second
 
-// maxInterim is how many interim responses may wait to be passed on.
-const maxInterim = 16
+const (
+	maxInterim      = 16        // interim responses that may wait to be passed on
+	maxInterimBytes = 64 << 10  // and how many bytes they may have together
+	maxResponseHead = 256 << 10 // bytes of a final response head
+	maxTrailers     = 64 << 10  // bytes
+)
 
 // RoundTrip sends a visitor's request over the link to one of its registrations, and waits for the response head.
 // It is http.RoundTripper with these differences: the request target is req.RequestURI byte for byte, req.RemoteAddr
@@ -156,7 +160,9 @@ func (s *Session) handleResponse(st *stream, h messages.Header, payload string) 
 		err = errors.New("a response to the edge's side of a stream")
 	case st.finalHead, interim && h.Flags&messages.FlagEnd != 0:
 		err = errors.New("a second response head, or an interim one that ends")
-	case len(st.heads) > maxInterim:
+	case h.Type == messages.TypeWSResponse != (st.kind == messages.TypeWSMessage):
+		err = errors.New(h.Type.String() + " on this kind of stream")
+	case interim && (len(st.heads) >= maxInterim || st.headBytes+len(head.Fields) > maxInterimBytes):
 		err = errors.New("too many interim responses")
 	case head.Status == http.StatusSwitchingProtocols && st.kind != messages.TypeWSMessage:
 		err = errors.New("101 to a request without Upgrade")
@@ -167,6 +173,7 @@ func (s *Session) handleResponse(st *stream, h messages.Header, payload string) 
 		return
 	}
 	st.heads = append(st.heads, head)
+	st.headBytes += len(head.Fields)
 	st.finalHead = !interim
 	st.mu.Unlock()
 	if h.Flags&messages.FlagEnd != 0 {
@@ -193,6 +200,7 @@ func (x *exchange) awaitHead(req *http.Request) (*http.Response, error) {
 		if len(x.heads) > 0 {
 			head := x.heads[0]
 			x.heads = x.heads[1:]
+			x.headBytes -= len(head.Fields)
 			x.mu.Unlock()
 			if head.Status >= 200 || head.Status == http.StatusSwitchingProtocols {
 				x.letBodyGo()
@@ -293,9 +301,10 @@ func (x *exchange) mayProceed() bool {
 	return true
 }
 
-// endWith ends the body with trailers, or without if there are none.
+// endWith ends the body with trailers, or without if there are none. A stream of an Upgrade request has none, even if
+// the answer was another than 101.
 func (st *stream) endWith(trailers http.Header) error {
-	if len(trailers) == 0 {
+	if len(trailers) == 0 || st.kind != messages.TypeBody {
 		return st.endBody()
 	}
 	return st.end(func(b []byte) []byte {

@@ -43,6 +43,7 @@ type stream struct {
 
 	// receiving
 	heads     []messages.HTTPResponse // response heads that have come and were not taken (edge)
+	headBytes int                     // of heads
 	finalHead bool                    // a final response head has come (edge)
 	in        byteQueue
 	recv      recvWindow

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
 	"github.com/harp-tunnel/harp/identity"
@@ -64,8 +62,8 @@ func (c *upConfig) declare(f *cli.Flags) {
 
 	f.Group("Connection")
 	f.String(&c.CAFile, "ca-file FILE", "", "trust these certificates (PEM) for the edge, beside the system's")
-	f.Bool(&c.Wait, "wait", true, "keep trying until the edge can be reached")
-	f.Bool(&c.ExitOnFailure, "exit-on-failure", false, "exit with code 3 when the edge cannot be reached; counts before --wait")
+	f.Bool(&c.Wait, "wait", true, "at the start, wait until the edge can be reached; a lost link is dialled anew in any case")
+	f.Bool(&c.ExitOnFailure, "exit-on-failure", false, "exit with code 3 if the edge cannot be reached at the start; counts before --wait")
 	f.String(&c.StateFile, "state-file FILE", "", "keep hostname and URL there, in JSON, for other programs; removed at the end")
 	f.String(&c.Inspect, "inspect ADDR", "off", "where to show the requests, or off; not in this version")
 }
@@ -81,43 +79,4 @@ func checkName(session, path string) error {
 		return &cli.Error{Err: fmt.Errorf("--path: %w", err), Hint: "a path begins with a slash, such as /api"}
 	}
 	return nil
-}
-
-// defaultKeyFile returns where the key is kept unless --key says otherwise; empty if the system has no place for it.
-func defaultKeyFile() string {
-	path, err := identity.DefaultKeyFile()
-	if err != nil {
-		return ""
-	}
-	return path
-}
-
-// keyError returns err, which concerns the key file at path, with exit code 4 and what to do about it; nil for nil.
-func keyError(err error, path string) error {
-	if err == nil {
-		return nil
-	}
-	withKey := "" // repeats the flag where the default would not do
-	if path != defaultKeyFile() {
-		withKey = " --key " + path
-	}
-	e := &cli.Error{Err: err, Code: codeKey}
-	switch {
-	case path == "":
-		e.Err = errors.New("this system has no folder for the key")
-		e.Hint = "harp-agent --key FILE"
-	case errors.Is(err, fs.ErrNotExist):
-		e.Err = fmt.Errorf("there is no key in %s", path)
-		e.Hint = "harp-agent keygen" + withKey
-	case errors.Is(err, fs.ErrExist):
-		e.Err = fmt.Errorf("there is a key in %s already", path)
-		e.Hint = "harp-agent id" + withKey + " shows it; with keygen --force it is lost, and its URL with it"
-	case errors.Is(err, identity.ErrPermissions):
-		e.Hint = "chmod 600 " + path
-	case errors.Is(err, identity.ErrNotKey):
-		e.Hint = "harp-agent keygen --key FILE makes a key in another file"
-	case errors.Is(err, fs.ErrPermission):
-		e.Hint = "ls -l " + path
-	}
-	return e
 }

@@ -39,7 +39,7 @@ line, as "name: value". Nothing is dialled.`,
 			}
 			key, err := identity.ReadKeyFile(shared.KeyFile)
 			if err != nil {
-				return keyError(err, shared.KeyFile)
+				return cli.KeyError(err, shared.KeyFile)
 			}
 			shown := showIdentity(key, shared.Session, edge)
 			if asJSON {

@@ -33,13 +33,13 @@ the server is known, its URL. Whoever has the file has the URL: keep a copy, and
 			}
 			key, err := newKey(source, cmd.InOrStdin())
 			if errors.Is(err, fs.ErrNotExist) {
-				return &cli.Error{Err: err, Hint: "check the path given with --import", Code: codeKey}
+				return &cli.Error{Err: err, Hint: "check the path given with --import", Code: cli.CodeKey}
 			}
 			if err != nil {
-				return keyError(err, source)
+				return cli.KeyError(err, source)
 			}
 			if err := identity.WriteKeyFile(shared.KeyFile, key, force); err != nil {
-				return keyError(err, shared.KeyFile)
+				return cli.KeyError(err, shared.KeyFile)
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "the key is in %s\n", shared.KeyFile)
 			return showIdentity(key, shared.Session, edge).print(cmd.OutOrStdout())

@@ -19,7 +19,6 @@ var version string
 const (
 	codeRefused     = 2 // the edge does not take this agent, or another one took its name
 	codeUnreachable = 3 // only with --exit-on-failure
-	codeKey         = 4 // no key file, or one that cannot be used
 )
 
 func main() {
@@ -55,7 +54,7 @@ func newCommand() *cobra.Command {
 	}
 	f := cli.GlobalFlags(root)
 	f.Group("Key")
-	f.String(&cfg.KeyFile, "key FILE", defaultKeyFile(), "private Ed25519 key: what keygen makes, OpenSSH or PKCS#8")
+	f.String(&cfg.KeyFile, "key FILE", cli.DefaultKeyFile(), "private Ed25519 key: what keygen makes, OpenSSH or PKCS#8")
 	f.General(&cfg.LogLevel, &cfg.LogFormat)
 	root.AddCommand(newUpCommand(&cfg), newKeygenCommand(&cfg), newIDCommand(&cfg), cli.VersionCommand(version))
 	return root

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -57,7 +56,7 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer forward.Close()
-	key, err := openKey(cfg.KeyFile, log)
+	key, err := cli.OpenKey(cfg.KeyFile, log)
 	if err != nil {
 		return err
 	}
@@ -79,7 +78,7 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 	if removeErr := file.remove(); removeErr != nil {
 		log.Warn("the state file is out of date", "err", removeErr)
 	}
-	return cfg.explain(err, edge, key)
+	return explain(err, edge, key)
 }
 
 // checked returns where the edge is, or the first thing that is wrong with the settings. The forwarder checks its own.
@@ -156,26 +155,6 @@ func report(opts *agent.Options, file *stateFile, stdout io.Writer) {
 	opts.OnDisconnect = func(error) { warn(file.disconnected()) }
 }
 
-// openKey reads the key in path; if there is no such file it makes one.
-func openKey(path string, log *slog.Logger) (identity.Key, error) {
-	key, err := identity.ReadKeyFile(path)
-	if path == "" || !errors.Is(err, fs.ErrNotExist) {
-		return key, keyError(err, path)
-	}
-	if key, err = identity.Generate(); err != nil {
-		return key, keyError(err, path)
-	}
-	err = identity.WriteKeyFile(path, key, false)
-	if errors.Is(err, fs.ErrExist) { // another agent was faster
-		key, err = identity.ReadKeyFile(path)
-		return key, keyError(err, path)
-	}
-	if err == nil {
-		log.Info("made a key; whoever has it has the URL", "file", path)
-	}
-	return key, keyError(err, path)
-}
-
 // trust returns a TLS configuration that trusts the certificates in the file, beside the system's.
 func trust(path string) (*tls.Config, error) {
 	pem, err := os.ReadFile(path)
@@ -193,7 +172,7 @@ func trust(path string) (*tls.Config, error) {
 }
 
 // explain returns err, how the agent ended, with its exit code and what to do about it; nil for nil.
-func (c upConfig) explain(err error, edge edgeURL, key identity.Key) error {
+func explain(err error, edge edgeURL, key identity.Key) error {
 	if err == nil {
 		return nil
 	}
@@ -208,13 +187,19 @@ func (c upConfig) explain(err error, edge edgeURL, key identity.Key) error {
 	case errors.Is(err, agent.ErrReplaced):
 		return &cli.Error{Err: err, Hint: "to serve from both agents, start each with --mode share", Code: codeRefused}
 	case errors.Is(err, agent.ErrUnreachable):
-		hint := "check --server; without --exit-on-failure the agent keeps trying"
-		if edge.host == "localhost" && edge.scheme == "https" {
-			hint = "for harpd dev: --server http://" + edge.hostPort(edge.host)
-		}
-		return &cli.Error{Err: err, Hint: hint, Code: codeUnreachable}
+		return &cli.Error{Err: err, Hint: unreachableHint(err, edge), Code: codeUnreachable}
 	}
 	return err
+}
+
+func unreachableHint(err error, edge edgeURL) string {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "if the edge has a certificate of its own making: --ca-file FILE"
+	}
+	if edge.host == "localhost" && edge.scheme == "https" {
+		return "harpd dev speaks plain HTTP: --server http://" + edge.hostPort(edge.host)
+	}
+	return "check --server; without --exit-on-failure the agent keeps trying"
 }
 
 // refusalHint returns what to do about a code of messages.RegistrationError; empty if nothing is known to help.
@@ -228,6 +213,10 @@ func refusalHint(code string, edge edgeURL, key identity.Key) string {
 		return "try again later"
 	case messages.RefuseUnsupported:
 		return "harp-agent version, and compare with what the server runs"
+	case "revoked":
+		return "ask the operator why the key was taken off the file of --authorized-keys"
+	case "http":
+		return "is " + edge.String() + " a harpd? check --server"
 	}
 	return ""
 }

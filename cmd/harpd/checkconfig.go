@@ -148,6 +148,11 @@ func (c config) checkFiles() error {
 			return err
 		}
 	}
+	return c.checkAuthorizedKeys()
+}
+
+// checkAuthorizedKeys reads the file of --authorized-keys, if there is one.
+func (c config) checkAuthorizedKeys() error {
 	if c.AuthorizedKeys == "" {
 		return nil
 	}

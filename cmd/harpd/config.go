@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
-	"github.com/harp-tunnel/harp/identity"
 )
 
 // A config holds the settings of an edge.
@@ -41,6 +40,8 @@ type config struct {
 	RouteHost, RoutePath, RouteHeader bool // how a request finds its tunnel; at least one
 
 	LogLevel, LogFormat string
+
+	drain time.Duration // for open requests at the end; zero means drainTimeout
 
 	route []string // --route as it was given; checked makes the three switches of it
 }
@@ -112,7 +113,7 @@ func (c *devConfig) declareDev(cmd *cobra.Command) {
 	f.String(&c.Domain, "domain DOMAIN", "localhost", "the URL is http://<label>.DOMAIN")
 	f.String(&c.Admin, "admin ADDR", "off", "where to answer for health, metrics and status, or off")
 	c.declareRoute(f)
-	f.String(&c.KeyFile, "key FILE", defaultKeyFile(), "key of the agent; made if it does not exist")
+	f.String(&c.KeyFile, "key FILE", cli.DefaultKeyFile(), "key of the agent; made if it does not exist")
 	c.declareLimits(f)
 	c.TLS = "off"
 }
@@ -171,15 +172,6 @@ func defaultDataDir() string {
 		return filepath.Join(home, "Library", "Application Support", "harpd")
 	}
 	return filepath.Join(home, ".local", "share", "harpd")
-}
-
-// defaultKeyFile returns the key that harp-agent uses too, so that both have the same label; empty if there is no place.
-func defaultKeyFile() string {
-	path, err := identity.DefaultKeyFile()
-	if err != nil {
-		return ""
-	}
-	return path
 }
 
 // looksLikeTarget reports whether a person who typed s meant something to publish.

@@ -2,18 +2,21 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
 	"github.com/harp-tunnel/harp/identity"
 	"github.com/harp-tunnel/harp/tunnel/agent"
 )
+
+// devDrain is how long harpd dev waits for open requests at its end: a person waits for it.
+const devDrain = time.Second
 
 // runDev is an edge and an agent in one process. It prints the URL, alone, to stdout.
 func runDev(ctx context.Context, cfg devConfig) error { return dev(ctx, cfg, os.Stdout) }
@@ -29,7 +32,7 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 		defer f.Close()
 		handler = f
 	}
-	key, err := devKey(cfg.KeyFile)
+	key, err := cli.OpenKey(cfg.KeyFile, log)
 	if err != nil {
 		return err
 	}
@@ -40,13 +43,14 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 		return err
 	}
 	cfg.Audience = append(cfg.Audience, addr)
+	cfg.drain = devDrain
 	finished := make(chan struct{})
 	started := false
 	err = runLogged(ctx, cfg.config, log, func(at listenAddrs) {
 		started = true
 		go func() { // ends with ctx
 			defer close(finished)
-			cancel(devAgent(ctx, at.HTTP, key, handler, cfg, stdout))
+			cancel(devAgent(ctx, at.HTTP, key, handler, log, stdout))
 		}()
 	})
 	cancel(nil)
@@ -57,19 +61,17 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 }
 
 // devAgent runs the agent of harpd dev.
-func devAgent(ctx context.Context, at string, key identity.Key, h http.Handler, cfg devConfig, stdout io.Writer) error {
-	_, port, err := net.SplitHostPort(at)
+func devAgent(ctx context.Context, at string, key identity.Key, h http.Handler, log *slog.Logger, stdout io.Writer) error {
+	host, err := dialable(at)
 	if err != nil {
 		return err
 	}
-	host, err := dialable(cfg.HTTP)
-	if err != nil {
-		return err
-	}
+	_, port, _ := net.SplitHostPort(at) // dialable has done the same
 	printed := false
 	a, err := agent.New(agent.Options{
 		Server: "http://" + net.JoinHostPort(host, port), Key: key, Services: []agent.Service{{Handler: h}},
-		Logger: cli.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
+		Logger:       log,
+		DrainTimeout: devDrain,
 		OnRegister: func(r agent.Registration) {
 			if !printed {
 				printed = true
@@ -93,16 +95,4 @@ func dialable(addr string) (string, error) {
 		return "127.0.0.1", nil
 	}
 	return host, nil
-}
-
-// devKey reads the key, or makes it on first use.
-func devKey(path string) (identity.Key, error) {
-	key, err := identity.ReadKeyFile(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, err
-	}
-	if key, err = identity.Generate(); err != nil {
-		return key, err
-	}
-	return key, identity.WriteKeyFile(path, key, false)
 }

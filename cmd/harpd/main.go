@@ -49,6 +49,9 @@ func newCommand(edge func(context.Context, config) error, dev func(context.Conte
 				return err
 			}
 			if !checkOnly {
+				if err := checked.checkAuthorizedKeys(); err != nil {
+					return err
+				}
 				return edge(cmd.Context(), checked)
 			}
 			if err := checked.checkFiles(); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -59,8 +60,9 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 	wg.Go(func() { edge.Run(ctx) }) // ends with ctx
 	started(ls.addrs())
 	<-ctx.Done()
-	log.Info("stopping", "open requests have", drainTimeout)
-	drain(edge, servers, log)
+	limit := cmp.Or(cfg.drain, drainTimeout)
+	log.Info("stopping", "open requests have", limit)
+	drain(edge, servers, limit, log)
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
@@ -221,8 +223,8 @@ func redirectToHTTPS(addr net.Addr) http.Handler {
 }
 
 // drain lets open requests finish for a while and closes everything.
-func drain(edge *server.Server, servers map[net.Listener]*http.Server, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+func drain(edge *server.Server, servers map[net.Listener]*http.Server, limit time.Duration, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {

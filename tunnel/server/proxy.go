@@ -73,6 +73,8 @@ func (v *visit) admit() *visitorError {
 	switch {
 	case r.Method == http.MethodConnect:
 		return refused(connectRefusedError(), "")
+	case !strings.HasPrefix(v.to.target, "/") && v.to.target != "*":
+		return refused(badRequestError("the request target does not begin with a slash"), "")
 	case !isClean(v.to.target) || !isClean(r.Host):
 		return refused(badRequestError("the request target or the host has a blank or a control character"), "")
 	case !s.visits.allow(visitorKey(v.addr)):

@@ -96,20 +96,28 @@ func refuse(code, message string, retry bool) *messages.RegistrationError {
 
 // hears reports whether an agent may have meant this server by the name.
 func (l *link) hears(audience string) bool {
-	name := canonicalHost(audience)
-	if name == l.server.options.Domain {
+	name := audienceName(audience)
+	if name == audienceName(l.server.options.Domain) {
 		return true
 	}
 	for _, a := range l.server.options.Audiences {
-		if name == canonicalHost(a) {
+		if name == audienceName(a) {
 			return true
 		}
 	}
 	if !l.loopback {
 		return false
 	}
-	addr, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	addr, err := netip.ParseAddr(name)
 	return name == "localhost" || strings.HasSuffix(name, ".localhost") || err == nil && addr.IsLoopback()
+}
+
+// audienceName is a host in the one form in which it is compared: an address without brackets, or a canonical name.
+func audienceName(host string) string {
+	if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return addr.String()
+	}
+	return canonicalHost(host)
 }
 
 // answer queues the response that grants r.

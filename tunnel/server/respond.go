@@ -14,6 +14,8 @@ const (
 	stall = 2 * time.Minute
 	// stallEvery is how often the deadline for that is set anew.
 	stallEvery = 30 * time.Second
+	// resetDelay is how long what was sent before a reset has to get to the visitor: a reset overtakes it.
+	resetDelay = 100 * time.Millisecond
 	// unwatched is how many bytes of an answer go out before the first deadline: they fit the kernel's buffers.
 	unwatched = 64 << 10
 )
@@ -23,7 +25,7 @@ var errResponseTooLarge = errors.New("response body is over the limit")
 // respond passes a response on. A body that breaks off breaks the visitor's transfer: it never ends cleanly.
 func (v *visit) respond(res *http.Response) {
 	limit := v.server.options.MaxBody
-	if limit > 0 && res.ContentLength > limit && v.r.Method != http.MethodHead {
+	if limit > 0 && res.ContentLength > limit && res.Body != http.NoBody && v.r.Method != http.MethodHead {
 		v.server.metrics.limit(limitMaxBody)
 		v.server.refuse(v.w, v.r, responseTooLargeError(limit))
 		return
@@ -32,11 +34,12 @@ func (v *visit) respond(res *http.Response) {
 	if res.Body == http.NoBody {
 		return
 	}
-	if res.ContentLength < 0 && v.r.Method != http.MethodHead {
-		// An unknown length stays unknown: net/http would count a short body and drop trailers.
+	out := &visitorWriter{visit: v, body: res.Body.(pendingBody), limit: limit, length: res.ContentLength}
+	if out.length < 0 && v.r.Method != http.MethodHead || !out.body.Pending() {
+		// The head does not wait for a body that is not there yet; and an unknown length stays unknown: net/http would
+		// count a short body and drop its trailers.
 		_ = v.rc.Flush()
 	}
-	out := &visitorWriter{visit: v, body: res.Body.(pendingBody), limit: limit, length: res.ContentLength}
 	_, err := out.body.WriteTo(out)
 	if err == nil && out.length >= 0 && out.total < out.length && v.r.Method != http.MethodHead {
 		err = io.ErrUnexpectedEOF
@@ -85,7 +88,23 @@ func (v *visit) breakOff(err error) {
 	}
 	v.server.log.Debug("response broken off", "label", v.to.label, "error", err)
 	_ = v.rc.Flush()
+	if !v.r.ProtoAtLeast(1, 1) {
+		v.reset()
+	}
 	panic(http.ErrAbortHandler)
+}
+
+// reset resets the connection of an HTTP/1.0 visitor, who would take its end for the end of the body.
+func (v *visit) reset() {
+	conn, _, err := v.rc.Hijack()
+	if err != nil {
+		return
+	}
+	select {
+	case <-time.After(resetDelay):
+	case <-v.r.Context().Done():
+	}
+	hangUp(conn)
 }
 
 // A visitorWriter writes the pieces of a response body to the visitor, and flushes whenever nothing more is there yet.

@@ -220,7 +220,7 @@ func originForm(target string) string {
 		return target
 	}
 	_, rest, ok := strings.Cut(target, "://")
-	if !ok {
+	if !ok || strings.HasPrefix(rest, "/") { // no authority
 		return target
 	}
 	if i := strings.IndexAny(rest, "/?"); i < 0 {

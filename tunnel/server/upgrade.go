@@ -110,7 +110,7 @@ func (x *upgraded) toVisitor(limit int64) {
 			pass, over := f.follow(buf[:n])
 			if err := x.write(buf[:pass]); err != nil {
 				_ = x.up.Reset()
-				x.hangUp()
+				hangUp(x.visitor)
 				return
 			}
 			if over != nil {
@@ -123,7 +123,7 @@ func (x *upgraded) toVisitor(limit int64) {
 			closeWrite(x.visitor)
 			return
 		case err != nil:
-			x.hangUp()
+			hangUp(x.visitor)
 			return
 		}
 	}
@@ -159,9 +159,8 @@ func (x *upgraded) tooLarge() {
 	time.AfterFunc(linger, func() { _ = x.up.Reset() })   // ends toVisitor
 }
 
-// hangUp resets the visitor's connection.
-func (x *upgraded) hangUp() {
-	c := x.visitor
+// hangUp resets a visitor's connection.
+func hangUp(c net.Conn) {
 	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
 		c = t.NetConn()
 	}

@@ -57,7 +57,7 @@ func prepare(root *cobra.Command, prefix string) {
 		if cmd.HasSubCommands() && !cmd.Runnable() {
 			// Without it cobra shows the help before it looks at the arguments, and takes a typing error for success.
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.DisableFlagsInUseLine = true
+			cmd.Annotations = map[string]string{annotationGroupOnly: ""}
 		}
 	}
 }

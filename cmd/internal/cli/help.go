@@ -14,6 +14,9 @@ const (
 	helpIndent = 30  // columns before the description of a flag
 )
 
+// annotationGroupOnly marks a command that does nothing but hold others.
+const annotationGroupOnly = "cli_group_only"
+
 // writeHelp prints what cmd does, how it is called, and its flags under their headings. prefix is that of the
 // environment variables.
 func writeHelp(w io.Writer, cmd *cobra.Command, prefix string) {
@@ -23,7 +26,7 @@ func writeHelp(w io.Writer, cmd *cobra.Command, prefix string) {
 		text = cmd.Short
 	}
 	fmt.Fprintf(&b, "%s\n\nUsage:\n", strings.TrimSpace(text))
-	if cmd.Runnable() {
+	if _, only := cmd.Annotations[annotationGroupOnly]; cmd.Runnable() && !only {
 		fmt.Fprintf(&b, "  %s\n", cmd.UseLine())
 	}
 	if cmd.HasAvailableSubCommands() {
