@@ -7,11 +7,11 @@ const chunkSize = turn
 
 type chunk struct {
 	next *chunk
-	r, w int // what is held is b[r:w]
-	b    [chunkSize]byte
+	r, w int              // what is held is b[r:w]
+	b    *[chunkSize]byte // apart, because the allocator would round a chunk in one piece up to 40 KiB
 }
 
-var chunkPool = sync.Pool{New: func() any { return new(chunk) }}
+var chunkPool = sync.Pool{New: func() any { return &chunk{b: new([chunkSize]byte)} }}
 
 // A byteQueue is a queue of bytes in pooled chunks. The zero value is empty and holds no memory.
 type byteQueue struct {

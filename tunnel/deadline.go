@@ -5,12 +5,15 @@ import (
 	"time"
 )
 
-// A deadline closes a channel when its time has come. The zero value never does.
+// A deadline closes a channel when its time has come. The zero value never does; what waits already when one is first
+// set does not notice, unless it came from newDeadline.
 type deadline struct {
 	mu      sync.Mutex
 	timer   *time.Timer
 	expired chan struct{} // nil until a deadline is first set
 }
+
+func newDeadline() deadline { return deadline{expired: make(chan struct{})} }
 
 // set moves the deadline; the zero time means never.
 func (d *deadline) set(t time.Time) {

@@ -101,8 +101,11 @@ func (s *Session) handleStream(h messages.Header, payload []byte) error {
 		st.receiveCredit(n)
 	case messages.TypeCancel, messages.TypeWSTeardown:
 		code, reason, err := messages.ParseCancel(payload)
-		if err != nil {
+		switch {
+		case err != nil:
 			code, reason = messages.CancelProtocol, "malformed cancel"
+		case code > messages.CancelUnsupported: // a newer one
+			code = messages.CancelInternal
 		}
 		st.receiveCancel(code, reason)
 	}

@@ -5,17 +5,51 @@ import (
 	"net/textproto"
 	"strconv"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/harp-tunnel/harp/messages"
 )
 
-// appendHeader appends the fields of h. Names that are not valid in a message are left out.
+// appendHeader appends the fields of h.
 func appendHeader(b []byte, h http.Header) []byte {
 	for name, values := range h {
-		for _, v := range values {
-			b = messages.AppendField(b, name, v)
-		}
+		b = appendValues(b, name, values)
 	}
 	return b
+}
+
+// appendValues appends a field with all its values. As in net/http, a name that is no token is left out, and what a
+// value must not hold becomes a blank: else the peer would refuse the whole head.
+func appendValues(b []byte, name string, values []string) []byte {
+	if !httpguts.ValidHeaderFieldName(name) {
+		return b
+	}
+	for _, v := range values {
+		if !httpguts.ValidHeaderFieldValue(v) {
+			v = blank(v)
+		}
+		b = messages.AppendField(b, name, v)
+	}
+	return b
+}
+
+// blank puts blanks in the place of control characters.
+func blank(v string) string {
+	b := []byte(v)
+	for i, c := range b {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// fieldCount returns how many fields h makes in a message.
+func fieldCount(h http.Header) (n int) {
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
 }
 
 // decodeHeader builds the map that net/http works with: two allocations, whatever the number of fields.

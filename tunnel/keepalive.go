@@ -9,8 +9,9 @@ import (
 	"github.com/harp-tunnel/harp/messages"
 )
 
-// keepalive pings after an interval of silence and ends the session with ErrSilent after two. It costs one timer
-// a link. stop ends it and waits for a check that is running.
+// keepalive pings after an interval of silence in either direction, and ends the session with ErrSilent after two in
+// which nothing was heard. A peer whose many bytes take long to get here hears from us by that: its own ping is behind
+// them. It costs one timer a link. stop ends it and waits for a check that is running.
 func (s *Session) keepalive(end context.CancelCauseFunc) (stop func()) {
 	interval := s.config.PingInterval
 	var mu sync.Mutex // held by a check; guards stopped
@@ -24,7 +25,7 @@ func (s *Session) keepalive(end context.CancelCauseFunc) (stop func()) {
 			return
 		}
 		now := time.Since(s.start)
-		idle := now - time.Duration(s.heard.Load())
+		idle, quiet := now-time.Duration(s.heard.Load()), now-time.Duration(s.sent.Load())
 		// A machine that slept has a wall clock ahead of its timers; the peer has given the link up meanwhile.
 		slept := time.Now().Round(0).Sub(wall) > 4*interval
 		wall = time.Now().Round(0)
@@ -34,8 +35,11 @@ func (s *Session) keepalive(end context.CancelCauseFunc) (stop func()) {
 		case idle >= interval:
 			s.ping(now)
 			timer.Reset(2*interval - idle)
-		default:
+		case quiet >= interval:
+			s.ping(now)
 			timer.Reset(interval - idle)
+		default:
+			timer.Reset(interval - max(idle, quiet))
 		}
 	}
 	mu.Lock()

@@ -46,7 +46,6 @@ type outbox struct {
 // An offer is a body that waits for its turn. Its bytes belong to the caller until done is closed.
 type offer struct {
 	st   *stream
-	kind messages.Type
 	p    []byte
 	done chan struct{} // closed when all of p was taken, or none of it will be
 }
@@ -85,62 +84,74 @@ func (o *outbox) control(encode func(b []byte) []byte) error {
 // head appends a head, after waiting for room if many are queued, and returns the number of the batch that it is part of.
 // It gives up with errGivenUp when quit is closed.
 func (o *outbox) head(quit <-chan struct{}, encode func(b []byte) ([]byte, error)) (uint64, error) {
+	if err := o.lockWithRoom(quit, &o.urgent, headBatch); err != nil {
+		return 0, err
+	}
+	b, err := encode(buffer(o.urgent))
+	o.urgent = b
+	current := o.current
+	o.mu.Unlock()
+	o.signal()
+	return current, err
+}
+
+// lockWithRoom waits until queue, one of the outbox's own, has at most limit bytes. Without an error, mu is held.
+func (o *outbox) lockWithRoom(quit <-chan struct{}, queue *[]byte, limit int) error {
 	for {
 		o.mu.Lock()
 		if o.err != nil {
 			o.mu.Unlock()
-			return 0, o.err
+			return o.err
 		}
-		if len(o.urgent) <= headBatch {
-			b, err := encode(buffer(o.urgent))
-			o.urgent = b
-			current := o.current
-			o.mu.Unlock()
-			o.signal()
-			return current, err
+		if len(*queue) <= limit {
+			return nil
 		}
 		room := o.room
 		o.mu.Unlock()
 		select {
 		case <-room:
 		case <-quit:
-			return 0, errGivenUp
+			return errGivenUp
 		}
 	}
 }
 
 var errGivenUp = errors.New("tunnel: given up while waiting for the link")
 
-// offer adds p to the stream's body, waiting for its turns if the link is busy. It returns when all of p was
-// taken, or with an error if the stream or the link ended first.
-func (o *outbox) offer(st *stream, kind messages.Type, p []byte) error {
+// offer adds p to the stream's body, waiting for its turns if the link is busy. It returns when all of p was taken, or
+// with an error if the link ended first, or the stream did or expired was closed (then errGivenUp), and in any case
+// how many bytes were taken.
+func (o *outbox) offer(st *stream, p []byte, expired <-chan struct{}) (taken int, err error) {
+	size := len(p)
 	o.mu.Lock()
 	if o.err != nil {
 		o.mu.Unlock()
-		return o.err
+		return 0, o.err
 	}
 	for len(o.waiting) == 0 && len(p) > 0 {
 		n := min(len(p), turn)
 		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
 			break
 		}
-		o.body = messages.AppendBody(buffer(o.body), kind, 0, st.id, p[:n])
+		o.body = messages.AppendBody(buffer(o.body), st.kind, 0, st.id, p[:n])
 		p = p[n:]
 	}
 	if len(p) == 0 {
 		o.mu.Unlock()
 		o.signal()
-		return nil
+		return size, nil
 	}
-	w := &offer{st: st, kind: kind, p: p, done: make(chan struct{})}
+	w := &offer{st: st, p: p, done: make(chan struct{})}
 	o.waiting = append(o.waiting, w)
 	o.mu.Unlock()
 	o.signal()
 	select {
 	case <-w.done:
 	case <-st.quit:
+	case <-expired:
 	}
-	return o.withdraw(w)
+	err = o.withdraw(w)
+	return size - len(w.p), err
 }
 
 // withdraw takes w back. When it returns nobody reads w's bytes any more. The error says why not all were taken.
@@ -159,7 +170,19 @@ func (o *outbox) withdraw(w *offer) error {
 	return errGivenUp
 }
 
-// trail appends a message that comes after the stream's body and must not wait.
+// trailers appends a message of trailers, which come after the stream's body, after waiting for room. It gives up with
+// errGivenUp when quit is closed.
+func (o *outbox) trailers(quit <-chan struct{}, message []byte) error {
+	if err := o.lockWithRoom(quit, &o.body, 2*bodyBatch); err != nil {
+		return err
+	}
+	o.body = append(buffer(o.body), message...)
+	o.mu.Unlock()
+	o.signal()
+	return nil
+}
+
+// trail appends a small message that comes after the stream's body and must not wait.
 func (o *outbox) trail(encode func(b []byte) []byte) error {
 	o.mu.Lock()
 	if o.err != nil {
@@ -234,7 +257,7 @@ func (o *outbox) serveWaitingLocked() {
 		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
 			return
 		}
-		o.body = messages.AppendBody(buffer(o.body), w.kind, 0, w.st.id, w.p[:n])
+		o.body = messages.AppendBody(buffer(o.body), w.st.kind, 0, w.st.id, w.p[:n])
 		w.p = w.p[n:]
 		copy(o.waiting, o.waiting[1:])
 		if o.waiting = o.waiting[:len(o.waiting)-1]; len(w.p) > 0 {

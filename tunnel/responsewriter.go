@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/harp-tunnel/harp/messages"
@@ -16,6 +17,9 @@ import (
 
 // writeBuffer is how many body bytes a handler may write, without Flush, before they are sent.
 const writeBuffer = 4 << 10
+
+// sniffLen is how many bytes of a body say what it is, in http.DetectContentType.
+const sniffLen = 512
 
 // A responseWriter is what a handler at the agent answers with. It behaves as net/http's does: it implements
 // http.Flusher and http.Hijacker, and what http.ResponseController looks for.
@@ -34,6 +38,9 @@ type responseWriter struct {
 	declared []string // names of trailers that the head announced
 	sniff    bool     // the head has no Content-Type and wants one
 	expired  deadline // of writes
+
+	interim     sync.Mutex // held while an interim head is sent, so that none comes after the final one
+	mayContinue bool       // the visitor waits for 100 Continue; guarded by interim
 }
 
 func (w *responseWriter) Header() http.Header { return w.header }
@@ -45,10 +52,11 @@ func (w *responseWriter) WriteHeader(status int) {
 		return
 	case status < 100 || status > 999:
 		panic(fmt.Sprintf("tunnel: invalid status code %d", status)) // as net/http does: the handler is wrong
-	case status < 200 && status != http.StatusSwitchingProtocols:
-		_ = w.sendHead(status, appendResponseHeader(nil, w.header, status), 0)
+	case isInterim(status):
+		w.sendInterim(status)
 		return
 	}
+	w.neverContinue()
 	w.status = status
 	w.length = contentLength(w.header)
 	w.fields = appendResponseHeader(buffer(nil), w.header, status)
@@ -64,16 +72,46 @@ func (w *responseWriter) WriteHeader(status int) {
 	}
 }
 
-// appendResponseHeader appends the fields of h that may travel: no hop-by-hop ones, unless this is a 101, and no
-// trailers.
+// sendInterim sends an interim head with the header as it is.
+func (w *responseWriter) sendInterim(status int) {
+	w.interim.Lock()
+	defer w.interim.Unlock()
+	if status == http.StatusContinue {
+		w.mayContinue = false
+	}
+	_ = w.sendHead(status, appendResponseHeader(nil, w.header, status), 0)
+}
+
+// askForBody sends 100 Continue if the visitor still waits for it.
+func (w *responseWriter) askForBody() {
+	w.interim.Lock()
+	defer w.interim.Unlock()
+	if w.mayContinue {
+		w.mayContinue = false
+		_ = w.sendHead(http.StatusContinue, nil, 0)
+	}
+}
+
+// neverContinue notes that the final head is about to be sent.
+func (w *responseWriter) neverContinue() {
+	w.interim.Lock()
+	defer w.interim.Unlock()
+	w.mayContinue = false
+}
+
+// appendResponseHeader appends the fields of h that may travel: no hop-by-hop ones, unless this is a 101, no trailers,
+// and a length only if it is one and the head is final.
 func appendResponseHeader(b []byte, h http.Header, status int) []byte {
 	named := ConnectionNames(h)
 	for name, values := range h {
-		if strings.HasPrefix(name, http.TrailerPrefix) || status != http.StatusSwitchingProtocols && IsHopByHop(name, named) {
-			continue
-		}
-		for _, v := range values {
-			b = messages.AppendField(b, name, v)
+		switch {
+		case strings.HasPrefix(name, http.TrailerPrefix):
+		case status == http.StatusUpgradeRequired && name == "Upgrade": // RFC 9110, section 15.5.22
+			b = appendValues(b, name, values)
+		case status != http.StatusSwitchingProtocols && IsHopByHop(name, named):
+		case name == "Content-Length" && (isInterim(status) || contentLength(h) < 0):
+		default:
+			b = appendValues(b, name, values)
 		}
 	}
 	return b
@@ -92,10 +130,17 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	if !bodyAllowed(w.status) {
 		return 0, http.ErrBodyNotAllowed
 	}
-	if w.written += int64(len(p)); w.length >= 0 && w.written > w.length {
+	if w.length >= 0 && w.written+int64(len(p)) > w.length {
 		return 0, http.ErrContentLength
 	}
+	w.written += int64(len(p))
 	if w.method == http.MethodHead {
+		if w.sniff { // it has the type that GET would have
+			w.pending = append(buffer(w.pending), p[:min(len(p), sniffLen)]...)
+		}
+		if len(w.pending) >= sniffLen {
+			w.sniffType(nil)
+		}
 		return len(p), w.st.sendError()
 	}
 	if len(w.pending)+len(p) <= writeBuffer {
@@ -129,13 +174,16 @@ func (w *responseWriter) flush(next []byte) error {
 
 func (w *responseWriter) sniffType(next []byte) {
 	sample := w.pending
-	if len(sample) < 512 {
-		sample = append(sample[:len(sample):len(sample)], next[:min(len(next), 512)]...)
+	if len(sample) < sniffLen {
+		sample = append(sample[:len(sample):len(sample)], next[:min(len(next), sniffLen)]...)
 	}
 	if w.sniff && len(sample) > 0 {
 		w.fields = messages.AppendField(w.fields, "Content-Type", http.DetectContentType(sample))
 	}
 	w.sniff = false
+	if w.method == http.MethodHead {
+		w.pending = w.pending[:0]
+	}
 }
 
 // flushHead sends the final head.
@@ -151,6 +199,9 @@ func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flag
 	kind := messages.TypeHTTPResponse
 	if w.st.kind == messages.TypeWSMessage {
 		kind = messages.TypeWSResponse
+	}
+	if err := w.st.sendError(); err != nil {
+		return err // what comes after a cancel in the stream must not go before it in the outbox
 	}
 	head := messages.HTTPResponse{Status: status}
 	_, err := w.st.session.out.head(w.st.quit, func(b []byte) ([]byte, error) {
@@ -219,18 +270,20 @@ func (w *responseWriter) finish() {
 		w.abort() // a short body must not look complete
 		return
 	}
-	trailers := w.trailers()
-	empty := len(w.pending) == 0 && len(trailers) == 0
+	trailers, bodyless := w.trailers(), w.method == http.MethodHead || !bodyAllowed(w.status)
 	if !w.headSent {
 		w.sniffType(nil)
 		if w.length < 0 && len(trailers) == 0 && bodyAllowed(w.status) && (w.method != http.MethodHead || w.written > 0) &&
 			w.declared == nil {
 			w.fields = messages.AppendField(w.fields, "Content-Length", strconv.FormatInt(w.written, 10))
 		}
-		if empty {
+		if len(w.pending) == 0 && len(trailers) == 0 || bodyless {
 			w.finishEmpty()
 			return
 		}
+	}
+	if bodyless {
+		trailers = nil
 	}
 	if w.flush(nil) == nil {
 		_ = w.st.endWith(trailers)
@@ -282,11 +335,12 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.hijacked {
 		return nil, nil, http.ErrHijacked
 	}
-	if w.headSent && w.status != http.StatusSwitchingProtocols {
+	if w.status != 0 && w.status != http.StatusSwitchingProtocols {
 		return nil, nil, errors.New("tunnel: hijack after the response has begun")
 	}
 	w.hijacked = true
-	c := &UpgradedConn{st: w.st, remote: w.r.RemoteAddr}
+	c := newUpgradedConn(w.st)
+	c.remote = w.r.RemoteAddr
 	if !w.headSent {
 		c.head = &rawHead{w: w}
 	}

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -35,7 +36,8 @@ const (
 // or given up, or ctx ends; whoever lends the body unblocks its Read then. Cancelling the context aborts the exchange.
 //
 // Errors to branch on: Unprocessed(err) means that another link may be tried; a *CancelError is the agent's; with
-// ErrClosed the link died; else the context's cause.
+// ErrClosed the link died; with ErrProtocol the agent broke the protocol on this stream; messages.ErrTooLong means that
+// the head has too many bytes or fields; else the context's cause.
 func (s *Session) RoundTrip(registration uint32, req *http.Request) (*http.Response, error) {
 	hasBody := req.Body != nil && req.Body != http.NoBody
 	st, err := s.open(registration, req, hasBody)
@@ -82,6 +84,9 @@ func (s *Session) open(registration uint32, req *http.Request, hasBody bool) (*s
 	kind, carrier := messages.TypeHTTPRequest, messages.TypeBody
 	if !hasBody && req.Header["Upgrade"] != nil {
 		kind, carrier = messages.TypeWSRequest, messages.TypeWSMessage
+	}
+	if fieldCount(req.Header) > messages.MaxFields {
+		return nil, fmt.Errorf("%w: more than %d header fields", messages.ErrTooLong, messages.MaxFields)
 	}
 	scheme := "http"
 	if req.TLS != nil || req.URL != nil && req.URL.Scheme == "https" {
@@ -153,7 +158,7 @@ func (s *Session) admit(st *stream) error {
 func (s *Session) handleResponse(st *stream, h messages.Header, payload string) {
 	head, err := messages.ParseHTTPResponse(payload)
 	st.mu.Lock()
-	interim := head.Status < 200 && head.Status != http.StatusSwitchingProtocols
+	interim := isInterim(head.Status)
 	switch {
 	case err != nil:
 	case s.config.Handler != nil:
@@ -183,11 +188,14 @@ func (s *Session) handleResponse(st *stream, h messages.Header, payload string) 
 	wake(st.readWake)
 }
 
+// isInterim reports whether another response head follows one with this status (RFC 9110, section 15.2).
+func isInterim(status int) bool { return status < 200 && status != http.StatusSwitchingProtocols }
+
 // An exchange is what the edge keeps of a request until its response is read.
 type exchange struct {
 	*stream
 	release func() bool   // stops watching the request's context
-	proceed chan struct{} // closed when the request body may go
+	proceed chan struct{} // closed when the request body may go: unless it is withheld, at once
 	once    sync.Once     // closes proceed
 }
 
@@ -202,8 +210,7 @@ func (x *exchange) awaitHead(req *http.Request) (*http.Response, error) {
 			x.heads = x.heads[1:]
 			x.headBytes -= len(head.Fields)
 			x.mu.Unlock()
-			if head.Status >= 200 || head.Status == http.StatusSwitchingProtocols {
-				x.letBodyGo()
+			if !isInterim(head.Status) {
 				return x.response(req, head), nil
 			}
 			if t := httptrace.ContextClientTrace(req.Context()); t != nil && t.Got1xxResponse != nil {
@@ -220,8 +227,11 @@ func (x *exchange) awaitHead(req *http.Request) (*http.Response, error) {
 		err := x.inErr
 		x.mu.Unlock()
 		if err != nil {
-			if errors.Is(err, ErrClosed) && !x.session.out.begun(x.batch) {
-				err = errors.Join(errUnsent, err)
+			if errors.Is(err, ErrClosed) {
+				<-x.session.written // until then the head may still go out
+				if !x.session.out.begun(x.batch) {
+					err = errors.Join(errUnsent, err)
+				}
 			}
 			return nil, err
 		}
@@ -236,11 +246,13 @@ func (x *exchange) response(req *http.Request, head messages.HTTPResponse) *http
 	}
 	res.ContentLength = contentLength(res.Header)
 	if head.Status == http.StatusSwitchingProtocols {
-		res.Body = &UpgradedConn{st: x.stream, release: x.release}
+		c := newUpgradedConn(x.stream)
+		c.release = x.release
+		res.Body = c
 		return res
 	}
 	x.mu.Lock()
-	empty := x.inEnded && x.in.size == 0 && x.trailers == ""
+	empty := x.inEnded && x.inErr == nil && x.in.size == 0 && x.trailers == ""
 	x.mu.Unlock()
 	if empty {
 		x.finish()
@@ -285,20 +297,16 @@ func (x *exchange) sendBody(req *http.Request) {
 
 // mayProceed waits for the agent to want the body, and reports whether it can still be sent.
 func (x *exchange) mayProceed() bool {
-	select {
-	case <-x.proceed:
-		return true
-	default:
+	if !isClosed(x.proceed) {
+		t := time.NewTimer(continueTimeout)
+		defer t.Stop()
+		select {
+		case <-x.proceed:
+		case <-t.C:
+		case <-x.quit:
+		}
 	}
-	t := time.NewTimer(continueTimeout)
-	defer t.Stop()
-	select {
-	case <-x.proceed:
-	case <-t.C:
-	case <-x.quit:
-		return false
-	}
-	return true
+	return !isClosed(x.quit)
 }
 
 // endWith ends the body with trailers, or without if there are none. A stream of an Upgrade request has none, even if
@@ -307,14 +315,13 @@ func (st *stream) endWith(trailers http.Header) error {
 	if len(trailers) == 0 || st.kind != messages.TypeBody {
 		return st.endBody()
 	}
-	return st.end(func(b []byte) []byte {
-		start := len(b)
-		b, err := messages.Finish(appendHeader(messages.AppendTrailers(b, st.id, ""), trailers), start)
-		if err != nil { // trailers that do not fit are lost, the body is not
-			b = messages.AppendBody(b, st.kind, messages.FlagEnd, st.id, nil)
-		}
-		return b
-	})
+	b, err := messages.Finish(appendHeader(messages.AppendTrailers(buffer(nil), st.id, ""), trailers), 0)
+	defer releaseBuffer(b)
+	if err != nil || len(b) > messages.HeaderLen+maxTrailers || fieldCount(trailers) > messages.MaxFields {
+		st.cancel(messages.CancelTooLarge, "the trailers are too large")
+		return messages.ErrTooLong
+	}
+	return st.end(func() error { return st.session.out.trailers(st.quit, b) })
 }
 
 func expectsContinue(h http.Header) bool {
@@ -328,7 +335,10 @@ type responseBody struct {
 	res *http.Response
 }
 
+// Read lets a request body go that was withheld: the response head has been passed on now, and whoever lends the body
+// does not answer that with 100 any more.
 func (b *responseBody) Read(p []byte) (int, error) {
+	b.letBodyGo()
 	n, err := b.read(p, nil)
 	if err != nil {
 		b.ended(err)
@@ -338,6 +348,7 @@ func (b *responseBody) Read(p []byte) (int, error) {
 
 // WriteTo writes each piece to w as it comes, without a copy.
 func (b *responseBody) WriteTo(w io.Writer) (total int64, err error) {
+	b.letBodyGo()
 	for {
 		c, err := b.next()
 		if err != nil {

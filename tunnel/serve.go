@@ -46,7 +46,10 @@ func (s *Session) handleRequest(h messages.Header, payload []byte) error {
 	if !s.accept(st) {
 		return s.cancelUnknown(h.Stream, messages.CancelRefused, "draining, or too many streams")
 	}
-	s.handlers.Go(func() { st.serve(handler, head) }) // ends with the handler, whose context ends with the stream
+	s.handlers.Go(func() { // ends with the handler, whose context ends with the stream
+		defer s.served()
+		st.serve(handler, head, h.Flags)
+	})
 	return nil
 }
 
@@ -62,41 +65,55 @@ func (s *Session) claim(id uint32) (fresh bool, old *stream) {
 	return true, nil
 }
 
-// accept registers a stream that the peer opened, and reports whether there was room.
+// accept registers a stream that the peer opened, and its handler, and reports whether there was room. A handler whose
+// stream was cancelled takes room until it returns: else opening and cancelling would start any number of them.
 func (s *Session) accept(st *stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining || len(s.streams) >= s.config.MaxStreams {
+	if s.draining || max(len(s.streams), s.running) >= s.config.MaxStreams {
 		return false
 	}
 	s.streams[st.id] = st
+	s.running++
 	return true
 }
 
-// serve runs the handler for one request, and ends the stream as the handler did.
-func (st *stream) serve(handler http.Handler, head messages.HTTPRequest) {
+// served notes that a handler has returned.
+func (s *Session) served() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+}
+
+// serve runs the handler for one request, and ends the stream as the handler did. flags are those of the head.
+func (st *stream) serve(handler http.Handler, head messages.HTTPRequest, flags messages.Flags) {
 	ctx, cancel := context.WithCancel(context.Background())
 	st.mu.Lock()
 	if st.onQuit = cancel; st.quitted {
 		cancel()
 	}
 	st.mu.Unlock()
+	defer cancel()
 	w := &responseWriter{st: st, header: make(http.Header), method: head.Method}
-	defer func() {
-		if v := recover(); v != nil {
-			st.panicked(w, v)
-		} else if !w.hijacked {
-			w.finish()
-		}
-		cancel()
-	}()
-	r, err := st.request(ctx, head)
+	r, err := w.request(ctx, head, flags)
 	if err != nil {
 		st.cancel(messages.CancelProtocol, err.Error())
 		return
 	}
-	w.r = r
+	returned := false
+	defer func() {
+		v := recover()
+		switch {
+		case v != nil:
+			st.panicked(w, v)
+		case !returned: // by runtime.Goexit
+			w.abort()
+		case !w.hijacked:
+			w.finish()
+		}
+	}()
 	handler.ServeHTTP(w, r)
+	returned = true
 }
 
 // panicked ends the stream of a handler that panicked; http.ErrAbortHandler is how a handler breaks off on purpose.
@@ -107,10 +124,11 @@ func (st *stream) panicked(w *responseWriter, v any) {
 	}
 	st.session.config.Logger.Error("handler panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 	st.cancel(messages.CancelInternal, "the service failed")
+	w.drop()
 }
 
 // request builds what the handler gets.
-func (st *stream) request(ctx context.Context, head messages.HTTPRequest) (*http.Request, error) {
+func (w *responseWriter) request(ctx context.Context, head messages.HTTPRequest, flags messages.Flags) (*http.Request, error) {
 	u, err := parseTarget(head.Method, head.Target)
 	if err != nil {
 		return nil, err
@@ -120,17 +138,13 @@ func (st *stream) request(ctx context.Context, head messages.HTTPRequest) (*http
 		Header: decodeHeader(head.Fields), Host: head.Authority,
 		RemoteAddr: head.Visitor, RequestURI: head.Target, Body: http.NoBody,
 	}).WithContext(ctx)
-	if st.kind == messages.TypeWSMessage {
+	w.r = r
+	if w.st.kind == messages.TypeWSMessage || flags&messages.FlagEnd != 0 {
 		return r, nil
 	}
-	st.mu.Lock()
-	empty := st.inEnded && st.in.size == 0 && st.trailers == ""
-	st.mu.Unlock()
-	if r.ContentLength = contentLength(r.Header); r.ContentLength > 0 || !empty {
-		r.Body = &requestBody{st: st, r: r}
-	} else {
-		r.ContentLength = 0
-	}
+	r.ContentLength = contentLength(r.Header)
+	r.Body = &requestBody{w: w, st: w.st}
+	w.mayContinue = expectsContinue(r.Header)
 	for _, list := range r.Header["Trailer"] {
 		if r.Trailer == nil {
 			r.Trailer = make(http.Header)
@@ -151,23 +165,24 @@ func parseTarget(method, target string) (*url.URL, error) {
 	return url.ParseRequestURI(target)
 }
 
-// requestBody is the request body that a handler reads.
+// requestBody is the request body that a handler reads. It may do so while another goroutine writes the response.
 type requestBody struct {
+	w  *responseWriter
 	st *stream
-	r  *http.Request
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
+	b.w.askForBody()
 	n, err := b.st.read(p, nil)
 	if err == io.EOF {
 		b.st.mu.Lock()
 		trailers := b.st.trailers
 		b.st.mu.Unlock()
 		for name, values := range decodeHeader(trailers) {
-			if b.r.Trailer == nil {
-				b.r.Trailer = make(http.Header)
+			if b.w.r.Trailer == nil {
+				b.w.r.Trailer = make(http.Header)
 			}
-			b.r.Trailer[name] = values
+			b.w.r.Trailer[name] = values
 		}
 	}
 	return n, err

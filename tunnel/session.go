@@ -45,7 +45,8 @@ type Config struct {
 	MaxStreams int
 	// PingInterval is the silence after which a ping is sent; after twice as long the link is dead. Zero means 10 s.
 	PingInterval time.Duration
-	// OnText gets every text message. It is called by the reader of the link and must not wait; an error ends the link.
+	// OnText gets every text message, which it must not keep. It is called by the reader of the link and must not wait; an
+	// error ends the link.
 	OnText func(text []byte) error
 	// OnDisconnect gets the peer's Disconnect messages. It is called by the reader of the link and must not wait.
 	OnDisconnect func(messages.Disconnect)
@@ -55,19 +56,22 @@ type Config struct {
 
 // A Session carries many streams over one link. Methods may be called from any goroutine.
 type Session struct {
-	conn   Conn   // read by readLoop only, written by writeLoop only
-	config Config // with its defaults; not changed
-	out    *outbox
-	ended  chan struct{} // closed when the link is dead; err is set before
-	done   chan struct{} // closed by Run when its goroutines and handlers have ended
-	heard  atomic.Int64  // when something was last read, in nanoseconds after start
-	start  time.Time
-	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
+	conn    Conn   // read by readLoop only, written by writeLoop only
+	config  Config // with its defaults; not changed
+	out     *outbox
+	ended   chan struct{} // closed when the link is dead; err is set before
+	written chan struct{} // closed when nothing more is written to the link; after ended
+	done    chan struct{} // closed by Run when its goroutines and handlers have ended
+	heard   atomic.Int64  // when something was last read, in nanoseconds after start
+	sent    atomic.Int64  // when something was last written
+	start   time.Time
+	grown   atomic.Int64 // bytes by which windows have grown, of windowBudget
 
 	handlers sync.WaitGroup // the agent's running handlers
 
 	mu       sync.Mutex // guards the fields below; taken after outbox.mu, before stream.mu
 	streams  map[uint32]*stream
+	running  int                     // handlers; some may have outlived their streams
 	lastID   uint32                  // the newest stream
 	draining bool                    // no new streams
 	empty    chan struct{}           // closed when draining has left no stream; nil before draining
@@ -89,7 +93,7 @@ func NewSession(conn Conn, config Config) *Session {
 	}
 	return &Session{
 		conn: conn, config: config, out: newOutbox(),
-		ended: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
+		ended: make(chan struct{}), written: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
 		streams: make(map[uint32]*stream),
 	}
 }
@@ -104,30 +108,36 @@ func (s *Session) Run(ctx context.Context) error {
 		cancel(s.closing)
 	}
 	s.mu.Unlock()
-	var reader, writer sync.WaitGroup
+	now := int64(time.Since(s.start)) // the link may have waited for Run
+	s.heard.Store(now)
+	s.sent.Store(now)
+	var reader sync.WaitGroup
 	reader.Go(func() { cancel(s.readLoop(ctx)) }) // ends when the connection closes
-	writer.Go(func() { cancel(s.writeLoop()) })   // ends when the outbox is closed, or on a write error
-	stop := s.keepalive(cancel)                   // ends with stop
+	go func() {                                   // ends when the outbox is closed, or on a write error
+		defer close(s.written)
+		cancel(s.writeLoop())
+	}()
+	stop := s.keepalive(cancel) // ends with stop
 	<-ctx.Done()
 	stop()
 	s.fail(context.Cause(ctx))
-	flushed := make(chan struct{})
-	go func() { writer.Wait(); close(flushed) }() // ends with the writer
 	select {
-	case <-flushed:
+	case <-s.written:
 	case <-time.After(time.Second): // the last words have waited long enough
 	}
 	_ = s.conn.Close()
 	reader.Wait()
-	writer.Wait()
-	<-flushed
+	<-s.written
 	s.handlers.Wait()
 	close(s.done)
 	return s.err
 }
 
-// Close ends the link for the given reason, after what was sent before. It does not wait for Run.
+// Close ends the link for the given reason, nil for ErrClosed, after what was sent before. It does not wait for Run.
 func (s *Session) Close(reason error) {
+	if reason == nil {
+		reason = ErrClosed
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing == nil {
@@ -253,6 +263,7 @@ func (s *Session) writeLoop() error {
 		if err := b.send(s.conn); err != nil {
 			return fmt.Errorf("tunnel: write to link: %w", err)
 		}
+		s.sent.Store(int64(time.Since(s.start)))
 	}
 }
 
@@ -262,8 +273,7 @@ func (s *Session) readLoop(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("tunnel: read from link: %w", err)
 		}
-		s.heard.Store(int64(time.Since(s.start)))
-		b, err := readMessage(buffer(nil), r)
+		b, err := s.readMessage(buffer(nil), r)
 		if err != nil {
 			return fmt.Errorf("tunnel: read from link: %w", err)
 		}
@@ -280,12 +290,13 @@ func (s *Session) readLoop(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// readMessage appends what r has to b, which grows as needed.
-func readMessage(b []byte, r io.Reader) ([]byte, error) {
+// readMessage appends what r has to b, which grows as needed. Each piece of a message is a sign of life.
+func (s *Session) readMessage(b []byte, r io.Reader) ([]byte, error) {
 	for {
 		if len(b) == cap(b) {
 			b = append(b, 0)[:len(b)]
 		}
+		s.heard.Store(int64(time.Since(s.start)))
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		if err == io.EOF {

@@ -83,6 +83,9 @@ func wake(c chan struct{}) {
 // read waits for bytes, the end (io.EOF), an early end, or expired to be closed (then os.ErrDeadlineExceeded).
 func (st *stream) read(p []byte, expired <-chan struct{}) (int, error) {
 	for {
+		if isClosed(expired) {
+			return 0, os.ErrDeadlineExceeded
+		}
 		st.mu.Lock()
 		if n := st.in.read(p); n > 0 || len(p) == 0 {
 			grant, over := st.consumedLocked(n), st.overLocked()
@@ -204,27 +207,43 @@ func (st *stream) receiveCredit(n uint32) {
 	wake(st.writeWake)
 }
 
-// write sends p as the stream's next bytes, waiting for credit and for its turns.
+// write sends p as the stream's next bytes, waiting for credit and for its turns, or for expired to be closed (then
+// os.ErrDeadlineExceeded). It returns how many bytes are on their way.
 func (st *stream) write(p []byte, expired <-chan struct{}) (n int, err error) {
 	for n < len(p) {
 		granted, err := st.reserve(len(p)-n, expired)
 		if err != nil {
 			return n, err
 		}
-		if err := st.session.out.offer(st, st.kind, p[n:n+granted]); err != nil {
-			if err == errGivenUp {
-				err = st.sendError()
-			}
+		taken, err := st.session.out.offer(st, p[n:n+granted], expired)
+		n += taken
+		if err == errGivenUp {
+			err = st.refund(granted - taken)
+		}
+		if err != nil {
 			return n, err
 		}
-		n += granted
 	}
 	return n, nil
+}
+
+// refund puts credit back for n bytes that were not sent, and returns why they were not.
+func (st *stream) refund(n int) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.credit += int64(n)
+	if err := st.sendErrorLocked(); err != nil {
+		return err
+	}
+	return os.ErrDeadlineExceeded
 }
 
 // reserve waits for credit and takes up to n bytes of it.
 func (st *stream) reserve(n int, expired <-chan struct{}) (int, error) {
 	for {
+		if isClosed(expired) {
+			return 0, os.ErrDeadlineExceeded
+		}
 		st.mu.Lock()
 		if err := st.sendErrorLocked(); err != nil {
 			st.mu.Unlock()
@@ -259,30 +278,29 @@ func (st *stream) sendErrorLocked() error {
 	return st.outErr
 }
 
-// end sends what encode appends as the stream's last message. Once more, or after a cancel, it does nothing.
-func (st *stream) end(encode func(b []byte) []byte) error {
+// end has send send the stream's last message. Once more, or after a cancel, it does nothing.
+func (st *stream) end(send func() error) error {
 	st.mu.Lock()
-	if st.outErr != nil || st.outEnded {
-		err := st.outErr
-		st.mu.Unlock()
+	done, err := st.outDoneLocked(), st.outErr
+	st.mu.Unlock()
+	if done {
 		return err
 	}
-	st.outEnded = true
-	over := st.overLocked()
-	st.mu.Unlock()
-	err := st.session.out.trail(encode)
-	st.settle(0, over)
+	err = send()
+	st.markEnded()
 	return err
 }
 
 // endBody sends an empty last Body or WSMessage.
 func (st *stream) endBody() error {
-	return st.end(func(b []byte) []byte {
-		return messages.AppendBody(b, st.kind, messages.FlagEnd, st.id, nil)
+	return st.end(func() error {
+		return st.session.out.trail(func(b []byte) []byte {
+			return messages.AppendBody(b, st.kind, messages.FlagEnd, st.id, nil)
+		})
 	})
 }
 
-// markEnded notes that a head without a body was the last of this end.
+// markEnded notes that this end has sent its last byte.
 func (st *stream) markEnded() {
 	st.mu.Lock()
 	st.outEnded = true
@@ -291,9 +309,14 @@ func (st *stream) markEnded() {
 	st.settle(0, over)
 }
 
-// cancel ends the stream from this end, and tells the peer. What came and was not read is dropped.
+// cancel ends the stream from this end, and tells the peer. What came and was not read is dropped. Whoever uses the
+// stream here gets errCancelled, or an error that wraps ErrProtocol if it is the peer's fault.
 func (st *stream) cancel(code messages.CancelCode, reason string) {
-	if st.shut(errCancelled, true) {
+	err := errCancelled
+	if code == messages.CancelProtocol || code == messages.CancelFlow {
+		err = fmt.Errorf("%w: %s", ErrProtocol, reason)
+	}
+	if st.shut(err, true) {
 		st.sendCancel(code, reason)
 	}
 }

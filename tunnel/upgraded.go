@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/harp-tunnel/harp/messages"
@@ -18,40 +19,92 @@ type UpgradedConn struct {
 	st      *stream
 	release func() bool // at the edge: stops watching the request's context
 	remote  string      // the visitor's address, at the agent
-	head    *rawHead    // a response head that the hijacker writes itself; nil once it has
 	readBy  deadline
 	writeBy deadline
+
+	reading sync.Mutex      // held by Read: a stream has one reader
+	writing sync.Mutex      // held by Write: a stream has one writer; guards head
+	head    *rawHead        // a response head that the hijacker writes itself; nil once it has
+	answer  bool            // what is written is the answer to a request, not the bytes after a 101
+	chunks  *hijackedChunks // takes the body, if the hijacker chunks it; else nil
+}
+
+func newUpgradedConn(st *stream) *UpgradedConn {
+	return &UpgradedConn{st: st, readBy: newDeadline(), writeBy: newDeadline()}
 }
 
 // Read returns io.EOF after the peer's half-close, and a *CancelError after a reset.
-func (c *UpgradedConn) Read(p []byte) (int, error) { return c.st.read(p, c.readBy.wait()) }
+func (c *UpgradedConn) Read(p []byte) (int, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	return c.st.read(p, c.readBy.wait())
+}
 
 // Write sends p. It waits while the peer does not read.
 func (c *UpgradedConn) Write(p []byte) (int, error) {
-	if c.head != nil {
-		rest, err := c.head.write(p)
-		if err != nil {
-			return 0, err
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.head == nil {
+		return c.writeBody(p)
+	}
+	rest, err := c.head.write(p)
+	if err != nil {
+		return 0, err
+	}
+	if c.head.status != 0 {
+		c.answer = c.head.status != http.StatusSwitchingProtocols
+		if c.head.chunked {
+			c.chunks = newHijackedChunks(c)
 		}
-		if c.head.done {
-			c.head = nil
-		}
-		if len(rest) > 0 {
-			if _, err := c.st.write(rest, c.writeBy.wait()); err != nil {
-				return 0, err
-			}
-		}
-		return len(p), nil
+		c.head = nil
+	}
+	if _, err := c.writeBody(rest); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (c *UpgradedConn) writeBody(p []byte) (int, error) {
+	if c.chunks != nil {
+		return c.chunks.in.Write(p)
 	}
 	return c.st.write(p, c.writeBy.wait())
 }
 
-// CloseWrite ends what this end sends; the other direction stays open.
-func (c *UpgradedConn) CloseWrite() error { return c.st.endBody() }
+// CloseWrite ends what this end sends, after a Write that is under way. After a 101 the other direction stays open; else
+// the answer is complete, and with it the exchange (PROTOCOL.md, section 9.2): nothing more can be read.
+func (c *UpgradedConn) CloseWrite() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.endWrite()
+}
 
-// Close ends both directions. What was written still arrives.
+// endWrite is called with writing held.
+func (c *UpgradedConn) endWrite() error {
+	if c.head != nil {
+		c.st.cancel(messages.CancelBroken, "the service closed the connection without an answer")
+		return nil
+	}
+	var err error
+	if c.chunks != nil {
+		err = c.chunks.close()
+	} else {
+		err = c.st.endBody()
+	}
+	if c.answer {
+		c.st.leave()
+	}
+	return err
+}
+
+// Close ends both directions. What was written still arrives, unless a Write is under way: that fails, and to the
+// peer it is a reset, so that what arrived of it does not look complete.
 func (c *UpgradedConn) Close() error {
-	err := c.st.endBody()
+	if !c.writing.TryLock() {
+		return c.Reset()
+	}
+	defer c.writing.Unlock()
+	err := c.endWrite()
 	c.st.leave()
 	c.free()
 	return err
@@ -104,33 +157,45 @@ func (a addr) String() string { return string(a) }
 
 // rawHead turns the response head that a hijacker writes into a message.
 type rawHead struct {
-	w    *responseWriter
-	text []byte
-	done bool
+	w       *responseWriter
+	text    []byte
+	status  int  // of the final head; 0 before it was sent
+	chunked bool // the hijacker chunks the body
 }
 
-// write takes the next bytes of the head and returns those behind it.
+// write takes the next bytes of the head, which interim ones may precede, and returns those behind it.
 func (h *rawHead) write(p []byte) (rest []byte, err error) {
 	h.text = append(h.text, p...)
-	end := bytes.Index(h.text, []byte("\r\n\r\n"))
-	if end < 0 {
-		if len(h.text) > 64<<10 {
-			return nil, errors.New("tunnel: hijacker wrote 64 KiB that are no response head")
+	for h.status == 0 {
+		end := bytes.Index(h.text, []byte("\r\n\r\n"))
+		if end < 0 {
+			if len(h.text) > 64<<10 {
+				return nil, errors.New("tunnel: hijacker wrote 64 KiB that are no response head")
+			}
+			return nil, nil
 		}
-		return nil, nil
+		if err := h.send(h.text[:end+4]); err != nil {
+			return nil, err
+		}
+		h.text = h.text[end+4:]
 	}
-	res, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(h.text[:end+4])), h.w.r)
+	rest, h.text = h.text, nil
+	return rest, nil
+}
+
+// send sends one head.
+func (h *rawHead) send(text []byte) error {
+	res, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(text)), h.w.r)
 	if err != nil {
-		return nil, fmt.Errorf("tunnel: hijacker wrote no HTTP response: %w", err)
+		return fmt.Errorf("tunnel: hijacker wrote no HTTP response: %w", err)
 	}
-	if len(res.TransferEncoding) > 0 {
-		return nil, errors.New("tunnel: hijacker wrote a chunked response, which is not supported here")
+	h.chunked = len(res.TransferEncoding) > 0
+	status := res.StatusCode
+	if status == http.StatusSwitchingProtocols && h.w.st.kind != messages.TypeWSMessage {
+		return errors.New("tunnel: 101 to a request without Upgrade")
 	}
-	rest, h.text, h.done = h.text[end+4:], nil, true
-	w := h.w
-	w.status, w.headSent = res.StatusCode, true
-	if res.StatusCode == http.StatusSwitchingProtocols && w.st.kind != messages.TypeWSMessage {
-		return nil, errors.New("tunnel: 101 to a request without Upgrade")
+	if !isInterim(status) {
+		h.status = status
 	}
-	return rest, w.sendHead(res.StatusCode, appendResponseHeader(nil, res.Header, res.StatusCode), 0)
+	return h.w.sendHead(status, appendResponseHeader(nil, res.Header, status), 0)
 }

@@ -62,6 +62,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) 
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
 	transport := &http.Transport{
 		DisableCompression:  true,
+		DisableKeepAlives:   true, // a connection that was refused as a link is of no more use
 		TLSHandshakeTimeout: 10 * time.Second,
 		TLSClientConfig:     o.TLS, // used behind a proxy, where the transport makes the TLS connection itself
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -20,6 +20,7 @@ type recvWindow struct {
 	left     int64 // bytes that the peer may still send
 	consumed int64 // bytes that were read and not yet given back as credit
 	since    int64 // bytes that were read since the size last changed
+	least    int64 // bytes that were waiting to be read when they were fewest, since credit was last given
 }
 
 // consumedLocked notes that the reader took n bytes, and returns how much credit to give for it, often none yet.
@@ -27,18 +28,19 @@ func (st *stream) consumedLocked(n int) uint32 {
 	w := &st.recv
 	w.consumed += int64(n)
 	w.since += int64(n)
+	w.least = min(w.least, int64(st.in.size))
 	if st.inEnded || st.inErr != nil || w.consumed < w.size/2 {
 		return 0
 	}
 	grant := w.consumed
 	switch {
-	case st.in.size == 0 && w.since >= w.size && w.size < maxStreamWindow:
-		if more := st.session.growWindow(w.size); more > 0 {
+	case w.least == 0 && w.since >= w.size && w.size < maxStreamWindow:
+		if more := st.session.growWindow(min(w.size, maxStreamWindow-w.size)); more > 0 {
 			grant += more
 			w.size += more
 			w.since = 0
 		}
-	case int64(st.in.size) > w.size/2 && w.size > DefaultStreamWindow:
+	case w.least > w.size/4 && w.size > DefaultStreamWindow: // of at most half a window: the rest was read
 		less := min(w.size-max(w.size/2, DefaultStreamWindow), grant)
 		st.session.shrinkWindow(less)
 		grant -= less
@@ -46,7 +48,7 @@ func (st *stream) consumedLocked(n int) uint32 {
 		w.since = 0
 	}
 	w.left += grant
-	w.consumed = 0
+	w.consumed, w.least = 0, int64(st.in.size)
 	return uint32(grant)
 }
 

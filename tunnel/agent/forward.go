@@ -147,7 +147,7 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	failure := asFailure(err)
 	level := slog.LevelWarn
-	if r.Context().Err() != nil || failure.code == messages.CancelAborted {
+	if v.gone() || failure.code == messages.CancelAborted {
 		level = slog.LevelDebug // visitors come and go
 	}
 	f.log.Log(r.Context(), level, "request failed", "method", r.Method, "host", r.Host, "reason", failure.reason)

@@ -85,8 +85,8 @@ func (v *forwardVisitor) fail(failure *forwardFailure) {
 		v.flush()
 		panic(http.ErrAbortHandler)
 	}
-	if ctx := v.r.Context(); ctx.Err() != nil {
-		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if v.gone() {
+		if v.r.Context().Err() != context.DeadlineExceeded {
 			panic(http.ErrAbortHandler) // nobody is there to be told
 		}
 		failure = &forwardFailure{code: messages.CancelTimeout, reason: "the upstream did not answer in time"}
@@ -99,6 +99,9 @@ func (v *forwardVisitor) fail(failure *forwardFailure) {
 	}
 	if failure.code == messages.CancelAborted {
 		panic(http.ErrAbortHandler)
+	}
+	if v.plan.body != bodyNone {
+		v.closeAfter()
 	}
 	http.Error(v.w, failure.reason, failure.status())
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -40,7 +39,7 @@ func (f *Forwarder) forwardH1(v *forwardVisitor) error {
 		x := h1Exchange{f: f, v: v, c: c, used: c.used}
 		err := x.run()
 		// An upstream may close an idle connection at the moment in which it gets a request.
-		if err == nil || !x.used || x.heard || x.wrote && !safe || ctx.Err() != nil {
+		if err == nil || !x.used || x.heard || x.spent && !safe || v.gone() {
 			return err
 		}
 		c = nil
@@ -65,7 +64,7 @@ type h1Exchange struct {
 	sender  *bodySender // nil if there is no body, or it went with the head
 	framing responseFraming
 	used    bool // the connection carried another request before
-	wrote   bool // some of the request may have reached the upstream, or cannot be read again
+	spent   bool // some of the request may have reached the upstream, or it cannot be sent at all
 	heard   bool // some of a response came
 }
 
@@ -119,6 +118,7 @@ func (x *h1Exchange) converse() error {
 func (x *h1Exchange) send() error {
 	var ok bool
 	c := x.c
+	x.spent = true
 	if c.out, ok = x.f.appendRequestHead(c.out[:0], x.v.r, &x.v.plan); !ok {
 		return &forwardFailure{code: messages.CancelProtocol, reason: "a header field cannot be sent on"}
 	}
@@ -131,7 +131,7 @@ func (x *h1Exchange) send() error {
 		}
 	}
 	sent, err := c.conn.Write(c.out)
-	x.wrote = sent > 0 || n > 0
+	x.spent = sent > 0 || n > 0
 	if err == nil && x.v.plan.body != bodyNone && n == 0 {
 		x.sender = newBodySender(c, x.v)
 		go x.sender.run() // ends with the body or the connection; release waits for it
@@ -192,68 +192,8 @@ func (x *h1Exchange) judgeHead() (err error) {
 	if x.framing, err = x.c.head.frame(x.v.r.Method); err != nil {
 		return brokenError("sent a response whose end cannot be told", err)
 	}
-	return nil
-}
-
-// relay passes the response on, each piece as soon as it comes. What is there already is written before it is
-// flushed, and the end is not flushed at all: the visitor's side sends it when the handler returns.
-func (x *h1Exchange) relay() error {
-	v, in := x.v, &x.c.in
-	x.c.head.copyTo(v.w.Header(), false)
-	v.writeHead(x.c.head.status)
-	body := responseBody{kind: x.framing.kind, remain: x.framing.length}
-	for pending := true; ; {
-		piece, done, err := body.take(in)
-		if err != nil {
-			return brokenError("broke off in its answer", err)
-		}
-		if len(piece) > 0 {
-			pending = true
-			if err := v.write(piece); err != nil {
-				return visitorError(err)
-			}
-		}
-		if !done && len(piece) == 0 {
-			if pending {
-				pending = false
-				if err := v.flush(); err != nil {
-					return visitorError(err)
-				}
-			}
-			if done, err = body.more(in); err != nil {
-				return brokenError("broke off in its answer", err)
-			}
-		}
-		switch {
-		case done && body.kind == framingChunked:
-			return x.relayTrailers(pending)
-		case done:
-			return nil
-		}
-	}
-}
-
-// relayTrailers reads what follows the last chunk.
-func (x *h1Exchange) relayTrailers(pending bool) error {
-	c := x.c
-	if bytes.HasPrefix(c.in.unread(), []byte("\r\n")) {
-		c.in.skip(2)
-		return nil
-	}
-	if pending {
-		if err := x.v.flush(); err != nil {
-			return visitorError(err)
-		}
-	}
-	section, err := c.in.section(x.f.maxHead)
-	if err == nil {
-		err = c.head.parseFields(section)
-	}
-	if err != nil {
-		return brokenError("broke off in its trailers", err)
-	}
-	for _, f := range c.head.fields {
-		x.v.setTrailer(f.name, f.value)
+	if x.c.head.status == http.StatusSwitchingProtocols {
+		x.framing.reuse = false // what follows is not HTTP
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,7 +13,9 @@ type forwardVisitor struct {
 	plan     forwardPlan                     // how it goes upstream
 	flusher  interface{ FlushError() error } // set by the first flush, as is plain
 	plain    http.Flusher
-	headSent bool // the final head was passed on
+	headSent bool        // the final head was passed on
+	stopped  atomic.Bool // stopReading was called, which cancels the context of a request at net/http's server
+	left     atomic.Bool // the context had ended before that
 }
 
 // capability returns what w, or what it unwraps to, can do besides writing a response.
@@ -30,9 +33,13 @@ func capability[T any](w http.ResponseWriter) (T, bool) {
 	}
 }
 
-// writeHead passes a final head on. The fields are in v.w.Header() already.
-func (v *forwardVisitor) writeHead(status int) {
+// writeHead passes a final head on. The fields are in v.w.Header() already. bodyOpen says that the request body has
+// not ended, and so may never be read to its end.
+func (v *forwardVisitor) writeHead(status int, bodyOpen bool) {
 	h := v.w.Header()
+	if bodyOpen {
+		v.closeAfter()
+	}
 	// A field that the upstream did not send must not be made up by net/http's server.
 	for _, name := range [...]string{"Content-Type", "Date"} {
 		if _, ok := h[name]; !ok {
@@ -93,10 +100,30 @@ func (v *forwardVisitor) enableFullDuplex() {
 	}
 }
 
+// gone reports whether the request's context has ended of itself.
+func (v *forwardVisitor) gone() bool {
+	return v.left.Load() || !v.stopped.Load() && v.r.Context().Err() != nil
+}
+
+// readDeadliner is how a Read of the request body can be ended at net/http's server, whose Close waits for it.
+type readDeadliner interface{ SetReadDeadline(time.Time) error }
+
 // stopReading ends a pending Read of the request body, and all after it.
 func (v *forwardVisitor) stopReading() {
-	if d, ok := capability[interface{ SetReadDeadline(time.Time) error }](v.w); ok && d.SetReadDeadline(time.Unix(1, 0)) == nil {
+	if v.gone() {
+		v.left.Store(true)
+	}
+	v.stopped.Store(true)
+	if d, ok := capability[readDeadliner](v.w); ok && d.SetReadDeadline(time.Unix(1, 0)) == nil {
 		return
 	}
 	v.r.Body.Close()
+}
+
+// closeAfter makes net/http's HTTP/1 server close the connection after the response. After stopReading it would not,
+// and would take the rest of the body for the next request.
+func (v *forwardVisitor) closeAfter() {
+	if _, ok := capability[readDeadliner](v.w); ok && v.r.ProtoMajor == 1 {
+		v.w.Header()["Connection"] = []string{"close"}
+	}
 }

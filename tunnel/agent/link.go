@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/harp-tunnel/harp/identity"
 	"github.com/harp-tunnel/harp/messages"
@@ -17,10 +20,23 @@ import (
 const (
 	dialTimeout     = 20 * time.Second
 	registerTimeout = 15 * time.Second
+	// moveTimeout is how long requests on a link that the edge wants to end may still run.
+	moveTimeout = time.Hour
+	// maxMoved is how many such links are kept beside the one in use. An edge that asks for more loses the oldest.
+	maxMoved = 8
+	// maxShown is how many characters of the edge's words are shown.
+	maxShown = 500
+
+	codeHTTP    = "http"
+	codeRevoked = "revoked"
 )
 
-// errMoveOn is why an agent leaves a link that the edge wants to end.
-var errMoveOn = errors.New("the server asks to connect again")
+var (
+	// errMoveOn is why an agent leaves a link that the edge wants to end.
+	errMoveOn = errors.New("the server asks to connect again")
+
+	errTooManyMoves = errors.New("the server has moved this agent too often")
+)
 
 // A link is one connection to the edge, with the services registered on it.
 type link struct {
@@ -31,13 +47,17 @@ type link struct {
 
 	mu       sync.Mutex // guards the fields below
 	waiting  []Service  // requests that were not answered yet, in their order
-	handlers map[uint32]http.Handler
+	services map[uint32]Service
+	kept     []Service // what the next link is to ask for; not changed in place
+
+	told sync.Mutex // held while the program is told; guards the fields below
+	up   bool       // OnRegister was called
+	down bool       // OnDisconnect was called, or would have been
 }
 
-// connect dials the edge and registers every service. ctx bounds that; work is the life of the link.
-func (a *Agent) connect(ctx, work context.Context) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
+// connect dials the edge and registers the services. ctx bounds that; work is the life of the link. The link is nil if
+// there was none; with an error it has been ended.
+func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, error) {
 	var config *tls.Config
 	if a.options.TLSConfig != nil {
 		var err error
@@ -45,23 +65,21 @@ func (a *Agent) connect(ctx, work context.Context) (*link, error) {
 			return nil, err
 		}
 	}
-	conn, challenge, err := tunnel.Dial(ctx, a.url, tunnel.DialOptions{TLS: config, Proxy: true})
-	var refused *tunnel.RefusedError
-	if errors.As(err, &refused) && refused.Status >= 400 && refused.Status < 500 && refused.Status != http.StatusTooManyRequests {
-		return nil, &RefusedError{Code: codeHTTP, Reason: refused.Error()}
-	}
+	dial, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, challenge, err := a.dial(dial, a.url, tunnel.DialOptions{TLS: config, Proxy: true})
 	if err != nil {
-		return nil, err
+		return nil, asRefusal(err)
 	}
 	l := &link{
 		agent: a, registered: make(chan struct{}), disconnect: make(chan error, 1),
-		waiting: a.options.Services, handlers: make(map[uint32]http.Handler),
+		waiting: services, kept: services, services: make(map[uint32]Service),
 	}
 	l.session = tunnel.NewSession(conn, tunnel.Config{
 		Handler: l.handler, PingInterval: a.options.PingInterval,
 		OnText: l.handleText, OnDisconnect: l.handleDisconnect, Logger: a.log,
 	})
-	for _, s := range a.options.Services {
+	for _, s := range services {
 		text, err := a.request(s, challenge)
 		if err == nil {
 			err = l.session.SendText(text)
@@ -75,13 +93,29 @@ func (a *Agent) connect(ctx, work context.Context) (*link, error) {
 	return l, l.awaitRegistration(ctx)
 }
 
+// asRefusal makes an answer that trying again does not cure a *RefusedError: an error of the client, or a redirect for
+// good, which is not followed because the signed audience is the host that the person named.
+func asRefusal(err error) error {
+	var refused *tunnel.RefusedError
+	if !errors.As(err, &refused) {
+		return err
+	}
+	switch status := refused.Status; {
+	case status == http.StatusTooManyRequests:
+		return err
+	case status == http.StatusMovedPermanently, status == http.StatusPermanentRedirect, status >= 400 && status < 500:
+		return &RefusedError{Code: codeHTTP, Reason: printable(refused.Error())}
+	}
+	return err
+}
+
 // request is the signed RegistrationRequest for s.
 func (a *Agent) request(s Service, challenge string) ([]byte, error) {
 	jws, err := a.options.Key.Sign(identity.Registration{
 		Audience: a.audience, Challenge: challenge, Session: s.Session, Path: s.Path, Mode: s.Mode, Instance: a.instance,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("sign registration: %w", err)
+		return nil, err
 	}
 	return messages.EncodeRegistrationRequest(messages.RegistrationRequest{JWS: jws})
 }
@@ -94,19 +128,35 @@ func (l *link) awaitRegistration(ctx context.Context) (err error) {
 	case <-l.registered:
 		return nil
 	case err = <-l.disconnect:
+		l.tell(err) // for serve, should the names be there
 	case <-l.session.Ended():
-		select {
-		case err = <-l.disconnect: // the reason, if the edge gave one
-		default:
-			err = l.session.Err()
-		}
+		err = l.cause()
 	case <-timer.C:
 		err = errors.New("the server did not answer the registration")
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
+	select {
+	case <-l.registered: // before that happened, which serve will find
+		return nil
+	default:
+	}
 	l.session.Close(err)
+	if ctx.Err() == nil {
+		l.lost(err)
+	}
 	return err
+}
+
+// cause is why a link has ended: the reason that the edge gave, else the session's.
+func (l *link) cause() error {
+	select {
+	case err := <-l.disconnect:
+		l.tell(err) // it stays the reason
+		return err
+	default:
+		return l.session.Err()
+	}
 }
 
 // handleText takes the answer to the oldest request that has none.
@@ -115,42 +165,50 @@ func (l *link) handleText(text []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", tunnel.ErrProtocol, err)
 	}
-	l.mu.Lock()
-	if len(l.waiting) == 0 {
-		l.mu.Unlock()
-		return fmt.Errorf("%w: a registration response too many", tunnel.ErrProtocol)
+	if !isPrintable(answer.Hostname) || !isPrintable(answer.URL) {
+		return fmt.Errorf("%w: a name that cannot be printed", tunnel.ErrProtocol)
 	}
-	service := l.waiting[0]
-	if answer.Error != nil {
-		l.mu.Unlock()
-		err := refusal(answer.Error)
-		l.tell(err)
+	service, last, err := l.take(answer)
+	if err != nil {
 		return err
 	}
-	l.waiting = l.waiting[1:]
-	l.handlers[answer.Registration] = service.Handler
-	last := len(l.waiting) == 0
-	l.mu.Unlock()
 	r := Registration{Session: service.Session, Path: service.Path, Hostname: answer.Hostname, URL: answer.URL}
 	if answer.Limits != nil {
 		r.Limits = *answer.Limits
 	}
-	l.agent.log.Info("registered", "url", r.URL)
-	if l.agent.options.OnRegister != nil {
-		l.agent.options.OnRegister(r)
-	}
+	l.announce(r)
 	if last {
 		close(l.registered)
 	}
 	return nil
 }
 
+// take puts the service that the answer is about in use, and reports whether it was the last to be answered.
+func (l *link) take(answer messages.RegistrationResponse) (s Service, last bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		return s, false, fmt.Errorf("%w: a registration response too many", tunnel.ErrProtocol)
+	}
+	if answer.Error != nil {
+		err := refusal(answer.Error)
+		l.tell(err)
+		return s, false, err
+	}
+	if _, taken := l.services[answer.Registration]; taken {
+		return s, false, fmt.Errorf("%w: registration %d given twice", tunnel.ErrProtocol, answer.Registration)
+	}
+	s, l.waiting = l.waiting[0], l.waiting[1:]
+	l.services[answer.Registration] = s
+	return s, len(l.waiting) == 0, nil
+}
+
 // refusal is the edge's refusal as Run returns it, or tries again after it.
 func refusal(e *messages.RegistrationError) error {
 	if e.Retry {
-		return fmt.Errorf("the server refused for now: %s", e.Message)
+		return fmt.Errorf("the server refused for now: %s", printable(e.Message))
 	}
-	return &RefusedError{Code: e.Code, Reason: e.Message}
+	return &RefusedError{Code: printable(e.Code), Reason: printable(e.Message)}
 }
 
 // isFinal reports whether err ends the agent. An HTTP refusal does so only before the first link: later it is taken
@@ -163,33 +221,75 @@ func isFinal(err error, connected bool) bool {
 	return false
 }
 
-const codeHTTP = "http"
+// announce tells the program of a name, unless it was told that the link is lost.
+func (l *link) announce(r Registration) {
+	l.told.Lock()
+	defer l.told.Unlock()
+	if l.down {
+		return
+	}
+	l.up = true
+	l.agent.log.Info("registered", "url", r.URL)
+	if l.agent.options.OnRegister != nil {
+		l.agent.options.OnRegister(r)
+	}
+}
+
+// lost tells the program that the names are gone, if it was told of any. It is called once.
+func (l *link) lost(reason error) {
+	l.told.Lock()
+	defer l.told.Unlock()
+	l.down = true
+	if l.up && l.agent.options.OnDisconnect != nil {
+		l.agent.options.OnDisconnect(reason)
+	}
+}
 
 func (l *link) handler(registration uint32) http.Handler {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.handlers[registration]
+	return l.services[registration].Handler
 }
 
 func (l *link) handleDisconnect(d messages.Disconnect) {
+	reason := errMoveOn
 	switch d.Code {
 	case messages.DisconnectReplaced:
-		if l.forget(d.Registration) {
-			l.tell(ErrReplaced)
-		}
+		reason = ErrReplaced
 	case messages.DisconnectRevoked:
-		l.tell(&RefusedError{Code: "revoked", Reason: d.Reason})
-	default:
-		l.tell(errMoveOn)
+		reason = &RefusedError{Code: codeRevoked, Reason: printable(d.Reason)}
+	}
+	if d.Registration == 0 || l.drop(d.Registration, reason) {
+		l.tell(reason)
 	}
 }
 
-// forget takes a registration, or with 0 all of them, out of service, and reports whether none is left.
-func (l *link) forget(registration uint32) bool {
+// drop takes a registration out of service and reports whether the link is to end for it: because the edge wants to be
+// asked again, or because nothing is left. What is replaced or revoked is not asked for again.
+func (l *link) drop(registration uint32, reason error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.handlers, registration)
-	return registration == 0 || len(l.handlers) == 0
+	s, ok := l.services[registration]
+	if !ok {
+		return false
+	}
+	delete(l.services, registration)
+	if errors.Is(reason, errMoveOn) {
+		return true
+	}
+	l.kept = slices.DeleteFunc(slices.Clone(l.kept), func(k Service) bool { return k.Session == s.Session && k.Path == s.Path })
+	if len(l.kept) == 0 {
+		return true
+	}
+	l.agent.log.Warn("a service is out of use", "session", s.Session, "path", s.Path, "reason", reason)
+	return false
+}
+
+// remaining is what the next link is to ask for.
+func (l *link) remaining() []Service {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.kept
 }
 
 func (l *link) tell(err error) {
@@ -199,37 +299,46 @@ func (l *link) tell(err error) {
 	}
 }
 
-// serve keeps the link until it ends, the edge wants it to end, or ctx does. Running requests finish unless the link is
-// dead; when the edge moves, they do so beside the next link.
+// serve keeps the link until it ends, the edge wants it to end, or ctx does, and returns why. Running requests finish
+// unless the link is dead; when the edge moves, they do so beside the next link.
 func (a *Agent) serve(ctx context.Context, l *link) (err error) {
-	leaving := messages.Disconnect{Code: messages.DisconnectLeaving}
 	select {
 	case <-ctx.Done():
-		l.session.Disconnect(leaving)
-		l.drain(a.options.DrainTimeout)
-		return nil
+		err = context.Cause(ctx)
 	case <-l.session.Ended():
-		select {
-		case err = <-l.disconnect:
-		default:
-			err = l.session.Err()
-		}
+		err = l.cause()
 	case err = <-l.disconnect:
-		if errors.Is(err, errMoveOn) {
-			a.links.Go(func() { l.drain(moveTimeout) }) // ends with the old link's last request
-		} else {
-			l.session.Disconnect(leaving)
-			l.drain(a.options.DrainTimeout)
-		}
 	}
-	if a.options.OnDisconnect != nil {
-		a.options.OnDisconnect(err)
+	if ctx.Err() == nil {
+		l.lost(err)
+	}
+	l.session.Disconnect(messages.Disconnect{Code: messages.DisconnectLeaving})
+	if errors.Is(err, errMoveOn) {
+		a.moveFrom(ctx, l)
+	} else {
+		l.drain(a.options.DrainTimeout)
 	}
 	return err
 }
 
-// moveTimeout is how long requests on a link that the edge wants to end may still run.
-const moveTimeout = time.Hour
+// moveFrom lets the requests on l finish beside the next link, until ctx ends and then for DrainTimeout.
+func (a *Agent) moveFrom(ctx context.Context, l *link) {
+	a.moved = slices.DeleteFunc(a.moved, func(old *link) bool { return old.session.Err() != nil })
+	if len(a.moved) == maxMoved {
+		a.moved[0].session.Close(errTooManyMoves)
+		a.moved = a.moved[1:]
+	}
+	a.moved = append(a.moved, l)
+	a.moves.Go(func() { // ends with the last request on l, or DrainTimeout after ctx
+		patience, cancel := context.WithTimeout(ctx, moveTimeout)
+		defer cancel()
+		_ = l.session.Drain(patience)
+		if ctx.Err() != nil {
+			l.drain(a.options.DrainTimeout)
+		}
+		l.session.Close(tunnel.ErrClosed)
+	})
+}
 
 // drain waits for the running requests, then ends the link.
 func (l *link) drain(limit time.Duration) {
@@ -237,4 +346,21 @@ func (l *link) drain(limit time.Duration) {
 	defer cancel()
 	_ = l.session.Drain(ctx)
 	l.session.Close(tunnel.ErrClosed)
+}
+
+// isPrintable reports whether s, from the edge, can be shown as it is and stays one word.
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c == ' ' || !unicode.IsPrint(c) })
+}
+
+// printable is s, the edge's words, as they may be shown: in one line, without what steers a terminal.
+func printable(s string) string {
+	n := 0
+	return strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) || n == maxShown {
+			return -1
+		}
+		n++
+		return c
+	}, s)
 }

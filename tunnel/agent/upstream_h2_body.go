@@ -3,6 +3,7 @@ package agent
 import (
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -14,8 +15,9 @@ type h2RequestBody struct {
 	trailer http.Header // filled at the end of the body
 
 	closed  atomic.Bool
-	reading sync.Mutex // held while the visitor's body is read; guards the fields below
-	err     error      // why it could not be read to its end
+	ended   atomic.Bool // it was read to its end
+	reading sync.Mutex  // held while the visitor's body is read; guards the fields below
+	err     error       // why it could not be read to its end
 }
 
 func (b *h2RequestBody) Read(p []byte) (int, error) {
@@ -27,8 +29,9 @@ func (b *h2RequestBody) Read(p []byte) (int, error) {
 	n, err := b.v.r.Body.Read(p)
 	switch {
 	case err == io.EOF:
+		b.ended.Store(true)
 		for name, values := range b.v.r.Trailer {
-			if validTrailer(name) {
+			if validTrailer(name) && !slices.ContainsFunc(values, func(v string) bool { return !validFieldValue(v) }) {
 				b.trailer[name] = values
 			}
 		}

@@ -83,10 +83,15 @@ func (h *responseHead) copyTo(dst http.Header, upgrade bool) {
 		}
 	}
 	named := h.namedByConnection(upgrade)
+	wanted := h.status == http.StatusUpgradeRequired // says what to upgrade to (RFC 9110 section 15.5.22)
 	values := make([]string, len(h.fields))
 	for i := range h.fields {
 		f := &h.fields[i]
-		if f.name == "" || !upgrade && hopByHop(f.name) || named != nil && headerHasToken(named, f.name) {
+		switch {
+		case f.name == "":
+			continue
+		case wanted && f.name == "Upgrade":
+		case !upgrade && hopByHop(f.name) || named != nil && headerHasToken(named, f.name):
 			continue
 		}
 		if before, ok := dst[f.name]; ok {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -25,16 +26,18 @@ func (x *h1Exchange) upgrade() error {
 	}
 	x.c.abrupt.Store(true)
 	x.c.head.copyTo(x.v.w.Header(), true)
-	x.v.writeHead(http.StatusSwitchingProtocols)
+	x.v.writeHead(http.StatusSwitchingProtocols, false)
 	visitor, rw, err := hijacker.Hijack()
 	if err != nil {
 		return &forwardFailure{code: messages.CancelInternal, reason: "cannot take the connection over: " + err.Error(), err: err}
 	}
 	defer visitor.Close()
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered())
+	earlyAnswer := bytes.Clone(x.c.in.unread())
+	x.c.in.release() // it may be a long time
 	var wg sync.WaitGroup
 	wg.Go(func() { x.pass(x.c.conn, visitor, early) }) // ends with either connection
-	x.pass(visitor, x.c.conn, x.c.in.unread())
+	x.pass(visitor, x.c.conn, earlyAnswer)
 	wg.Wait()
 	return nil
 }
@@ -62,7 +65,7 @@ func (x *h1Exchange) pass(dst, src net.Conn, early []byte) {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case err == io.EOF && !x.v.gone(): // a visitor that is known to be gone made no proper end
 			closeWrite(dst)
 			return
 		case err != nil:

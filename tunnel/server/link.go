@@ -37,7 +37,7 @@ type link struct {
 	end       context.CancelCauseFunc
 	requests  atomic.Uint64 // carried so far
 
-	mu            sync.Mutex // guards the fields below; taken before registry.mu
+	mu            sync.Mutex // guards the fields below; taken before Server.mu and registry.mu
 	registrations map[uint32]*registration
 	lastID        uint32
 	gone          bool // no more registrations

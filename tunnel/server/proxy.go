@@ -41,8 +41,7 @@ func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destina
 		timeout: s.options.RequestTimeout, began: time.Now(),
 	}
 	if e := v.admit(); e != nil {
-		s.metrics.request(e.Status, time.Since(v.began).Seconds())
-		s.refuse(w, r, *e)
+		v.refuse(*e)
 		return
 	}
 	serving, known := s.routes.lookup(to.label, to.target)
@@ -51,8 +50,7 @@ func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destina
 		if known {
 			e = agentAwayError()
 		}
-		s.metrics.request(e.Status, time.Since(v.began).Seconds())
-		s.refuse(w, r, e)
+		v.refuse(e)
 		return
 	}
 	out := v.outbound(id, scheme, host, trusted)
@@ -77,6 +75,8 @@ func (v *visit) admit() *visitorError {
 		return refused(badRequestError("the request target does not begin with a slash"), "")
 	case !isClean(v.to.target) || !isClean(r.Host):
 		return refused(badRequestError("the request target or the host has a blank or a control character"), "")
+	case r.ContentLength == 0 && !isZero(r.Header["Content-Length"]): // HTTP/2 can say this
+		return refused(badRequestError("Content-Length announces a body, and there is none"), "")
 	case !s.visits.allow(visitorKey(v.addr)):
 		return refused(rateLimitedError(), limitVisitorRate)
 	case !s.hosts.allow(v.to.label):
@@ -92,6 +92,11 @@ func (v *visit) admit() *visitorError {
 		v.timeout = min(v.timeout, d)
 	}
 	return nil
+}
+
+// isZero reports whether a Content-Length field is absent or zero.
+func isZero(values []string) bool {
+	return len(values) == 0 || strings.Trim(values[0], "0") == ""
 }
 
 // isClean reports whether s has neither blanks nor control characters: such could end a request line early.
@@ -125,12 +130,12 @@ func (v *visit) outbound(id, scheme, host string, trusted bool) *http.Request {
 	}
 	out := &http.Request{
 		Method: r.Method, URL: &url.URL{Scheme: scheme}, Host: r.Host, RequestURI: v.to.target, Header: h,
-		RemoteAddr: r.RemoteAddr, ContentLength: r.ContentLength, Trailer: r.Trailer,
+		RemoteAddr: r.RemoteAddr, ContentLength: r.ContentLength, Trailer: trailersFrom(r),
 	}
 	if trusted {
 		out.RemoteAddr = netip.AddrPortFrom(v.addr, 0).String()
 	}
-	if r.Body != nil && r.Body != http.NoBody {
+	if r.Body != nil && r.ContentLength != 0 {
 		v.body = newVisitorBody(v)
 		out.Body = v.body
 		if r.ProtoMajor == 1 {
@@ -187,6 +192,10 @@ func (v *visit) carry(out *http.Request, candidates []*registration) {
 		return
 	}
 	defer res.Body.Close()
+	if e := v.unfit(res); e != nil {
+		v.refuse(*e)
+		return
+	}
 	v.server.metrics.request(res.StatusCode, time.Since(v.began).Seconds())
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		v.upgrade(res)
@@ -197,15 +206,20 @@ func (v *visit) carry(out *http.Request, candidates []*registration) {
 
 // roundTrip tries the candidates in turn, for as long as it is certain that none has done anything with the request.
 func (v *visit) roundTrip(out *http.Request, candidates []*registration) (res *http.Response, err error) {
+	busy := false // an agent that is no standby is there
 	for i, c := range candidates {
+		if busy && c.standby() {
+			return nil, tunnel.ErrBusy
+		}
 		c.link.requests.Add(1)
 		if v.body != nil {
 			v.body.lend(out, i+1 < len(candidates))
 		}
 		res, err = c.link.session.RoundTrip(c.id, out)
-		if err == nil || v.r.Context().Err() != nil {
+		if err == nil || out.Context().Err() != nil {
 			return res, err
 		}
+		busy = busy || errors.Is(err, tunnel.ErrBusy)
 		if !tunnel.Unprocessed(err) && !(errors.Is(err, tunnel.ErrClosed) && v.repeatable()) {
 			return nil, err
 		}
@@ -251,8 +265,16 @@ func (v *visit) fail(err error) {
 		panic(http.ErrAbortHandler)
 	}
 	v.server.log.Debug("request failed", "label", v.to.label, "code", e.Code, "error", err)
+	if v.body != nil && v.body.broken() != nil {
+		closeAfterAnswer(v.w) // now, so that the head says so
+	}
+	v.refuse(*e)
+}
+
+// refuse answers in place of the upstream.
+func (v *visit) refuse(e visitorError) {
 	v.server.metrics.request(e.Status, time.Since(v.began).Seconds())
-	v.server.refuse(v.w, v.r, *e)
+	v.server.refuse(v.w, v.r, e)
 }
 
 // explain says what err means to the visitor; nil if the visitor is gone.

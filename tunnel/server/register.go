@@ -29,10 +29,9 @@ func (l *link) tryRegister(text []byte) *messages.RegistrationError {
 	}
 	s := l.server
 	l.mu.Lock()
-	if l.gone || len(l.registrations) >= maxRegistrations {
+	if refusal := l.admitLocked(r); refusal != nil {
 		l.mu.Unlock()
-		s.metrics.limit(limitRegistrations)
-		return refuse(messages.RefuseLimit, "this link has as many registrations as it may", false)
+		return refusal
 	}
 	l.lastID++
 	r.id = l.lastID
@@ -50,6 +49,21 @@ func (l *link) tryRegister(text []byte) *messages.RegistrationError {
 	for _, old := range replaced {
 		s.metrics.registration(-1)
 		old.link.drop(old, messages.DisconnectReplaced, errReplaced)
+	}
+	return nil
+}
+
+// admitLocked checks what may have changed since r was verified, and whether there is room.
+func (l *link) admitLocked(r *registration) *messages.RegistrationError {
+	s := l.server
+	switch {
+	case l.gone, s.stopping():
+		return refuse(messages.RefuseDraining, "this link is about to end", true)
+	case !s.keys.allowed(r.thumbprint): // revoke, which locks the link too, may have passed it already
+		return l.unauthorized(r.thumbprint)
+	case len(l.registrations) >= maxRegistrations:
+		s.metrics.limit(limitRegistrations)
+		return refuse(messages.RefuseLimit, "this link has as many registrations as it may", false)
 	}
 	return nil
 }
@@ -72,8 +86,7 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 	case !l.hears(claim.Audience):
 		return nil, refuse(messages.RefuseAudience, "signed for "+quoteName(claim.Audience)+", and this server is "+s.options.Domain, false)
 	case !s.keys.allowed(key.Thumbprint()):
-		return nil, refuse(messages.RefuseNotAuthorized,
-			"the operator of "+s.options.Domain+" has not authorized the key "+key.Thumbprint().String(), false)
+		return nil, l.unauthorized(key.Thumbprint())
 	case len(claim.Hostnames) > 0:
 		return nil, refuse(messages.RefuseUnsupported, "this server does not serve hostnames of your own", false)
 	case claim.EndToEnd:
@@ -88,6 +101,10 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 		link: l, label: key.Thumbprint().Label(claim.Session), path: path, session: claim.Session,
 		mode: mode, instance: claim.Instance, thumbprint: key.Thumbprint(), since: time.Now(),
 	}, nil
+}
+
+func (l *link) unauthorized(t identity.Thumbprint) *messages.RegistrationError {
+	return refuse(messages.RefuseNotAuthorized, "the operator of "+l.server.options.Domain+" has not authorized the key "+t.String(), false)
 }
 
 func refuse(code, message string, retry bool) *messages.RegistrationError {
@@ -114,10 +131,14 @@ func (l *link) hears(audience string) bool {
 
 // audienceName is a host in the one form in which it is compared: an address without brackets, or a canonical name.
 func audienceName(host string) string {
+	if addr, err := netip.ParseAddr(host); err == nil { // also one without the brackets that a port asks for
+		return addr.String()
+	}
+	host = canonicalHost(host)
 	if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		return addr.String()
 	}
-	return canonicalHost(host)
+	return host
 }
 
 // answer queues the response that grants r.

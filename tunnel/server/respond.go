@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
@@ -22,37 +24,55 @@ const (
 
 var errResponseTooLarge = errors.New("response body is over the limit")
 
+// unfit says why a response cannot be passed on, nil if it can.
+func (v *visit) unfit(res *http.Response) *visitorError {
+	limit := v.server.options.MaxBody
+	switch {
+	case res.StatusCode == http.StatusSwitchingProtocols:
+		return nil
+	case res.ContentLength < 0 && res.Header["Content-Length"] != nil:
+		e := upstreamBrokeError("its Content-Length is no length") // RFC 9112, section 6.3
+		return &e
+	case limit > 0 && res.ContentLength > limit && !v.bodyless(res):
+		v.server.metrics.limit(limitMaxBody)
+		e := responseTooLargeError(limit)
+		return &e
+	}
+	return nil
+}
+
 // respond passes a response on. A body that breaks off breaks the visitor's transfer: it never ends cleanly.
 func (v *visit) respond(res *http.Response) {
-	limit := v.server.options.MaxBody
-	if limit > 0 && res.ContentLength > limit && res.Body != http.NoBody && v.r.Method != http.MethodHead {
-		v.server.metrics.limit(limitMaxBody)
-		v.server.refuse(v.w, v.r, responseTooLargeError(limit))
-		return
-	}
 	v.writeHead(res)
+	bodyless := v.bodyless(res)
 	if res.Body == http.NoBody {
+		if res.ContentLength > 0 && !bodyless {
+			v.breakOff(io.ErrUnexpectedEOF)
+		}
 		return
 	}
-	out := &visitorWriter{visit: v, body: res.Body.(pendingBody), limit: limit, length: res.ContentLength}
-	if out.length < 0 && v.r.Method != http.MethodHead || !out.body.Pending() {
+	out := &visitorWriter{visit: v, body: res.Body.(pendingBody), limit: v.server.options.MaxBody, length: res.ContentLength}
+	if out.length < 0 && !bodyless || !out.body.Pending() {
 		// The head does not wait for a body that is not there yet; and an unknown length stays unknown: net/http would
 		// count a short body and drop its trailers.
 		_ = v.rc.Flush()
 	}
 	_, err := out.body.WriteTo(out)
-	if err == nil && out.length >= 0 && out.total < out.length && v.r.Method != http.MethodHead {
+	if err == nil && out.length >= 0 && out.total < out.length && !bodyless {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
 		v.breakOff(err)
 	}
-	for name, values := range res.Trailer {
-		v.w.Header()[http.TrailerPrefix+name] = values
-	}
+	v.writeTrailers(res)
 	if out.watched {
 		_ = v.rc.SetWriteDeadline(time.Time{})
 	}
+}
+
+// bodyless reports whether a response has no body, whatever its length says (RFC 9110, section 6.4.1).
+func (v *visit) bodyless(res *http.Response) bool {
+	return v.r.Method == http.MethodHead || res.StatusCode == http.StatusNoContent || res.StatusCode == http.StatusNotModified
 }
 
 // pendingBody is what a link's response body can do beyond io.ReadCloser.
@@ -72,10 +92,32 @@ func (v *visit) writeHead(res *http.Response) {
 			header[name] = values
 		}
 	}
+	if res.StatusCode == http.StatusUpgradeRequired && v.r.ProtoMajor == 1 && res.Header["Upgrade"] != nil {
+		header["Upgrade"], header["Connection"] = res.Header["Upgrade"], []string{"Upgrade"} // RFC 9110, section 15.5.22
+	}
 	if header["Content-Type"] == nil {
 		header["Content-Type"] = nil // net/http guesses one unless the key is there
 	}
 	v.w.WriteHeader(res.StatusCode)
+}
+
+// writeTrailers hands the response's trailers to net/http.
+func (v *visit) writeTrailers(res *http.Response) {
+	header := v.w.Header()
+	if res.Header["Trailer"] != nil {
+		clear(header) // else fields of the head that have an announced name would be sent once more
+	}
+	for name, values := range res.Trailer {
+		if mayTrail(name) && !isHarpField(name) {
+			header[http.TrailerPrefix+name] = values
+		}
+	}
+}
+
+// mayTrail reports whether a field, in canonical form, may stand in trailers: none that says where a message ends, who
+// gets it or how it is to be read (RFC 9110, section 6.5.1).
+func mayTrail(name string) bool {
+	return httpguts.ValidTrailerHeader(name) && !tunnel.IsHopByHop(name, nil)
 }
 
 // isHarpField reports whether a field is one of the edge's own, which no upstream may send in its name.

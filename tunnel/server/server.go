@@ -155,8 +155,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	to, apex := s.resolve(r)
 	switch {
 	case apex && r.URL.Path == messages.ConnectPath:
+		hurry(w, r)
 		s.serveLink(w, r)
 	case to.label == "":
+		s.metrics.request(http.StatusNotFound, 0)
 		s.refuse(w, r, noTunnelError())
 	default:
 		s.serveVisitor(w, r, to, id)
@@ -166,7 +168,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // refuse answers a visitor in place of an upstream.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e visitorError) {
 	s.metrics.failure(e.Code)
+	hurry(w, r)
 	writeError(w, r, e)
+}
+
+// hurry bounds the time that a visitor who is refused may take for the body.
+func hurry(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refusedLinger))
+	}
 }
 
 // A destination is where a request wants to go.
@@ -178,7 +188,10 @@ type destination struct {
 
 // resolve finds the label that r names. apex says that the host is no tunnel's, so that agents may connect to it.
 func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
-	to.target = originForm(r.RequestURI)
+	to.target = r.RequestURI
+	if r.ProtoMajor == 1 {
+		to.target = originForm(r.RequestURI)
+	}
 	host := canonicalHost(r.Host)
 	if name, ok := strings.CutSuffix(host, s.options.Domain); ok && strings.HasSuffix(name, ".") {
 		if name = name[:len(name)-1]; !s.options.NoHostRoute && validLabel(name) {
@@ -271,6 +284,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	wg.Wait()
 	s.running.Wait()
 	return first
+}
+
+// stopping reports whether Shutdown has begun.
+func (s *Server) stopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
 }
 
 var errShutdown = errors.New("the server stops")

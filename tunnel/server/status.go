@@ -73,9 +73,7 @@ func (l *link) status() LinkStatus {
 func (s *Server) Admin(hosts ...string) http.Handler {
 	return adminHandler(adminView{
 		Ready: func() error {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.closing {
+			if s.stopping() {
 				return errors.New("draining")
 			}
 			return nil

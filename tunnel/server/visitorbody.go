@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,10 +12,11 @@ import (
 const (
 	// maxKept is how many bytes of a request body are kept while it may have to be sent to another agent.
 	maxKept = 64 << 10
-	// linger is how long the rest of a request body is read after an early answer, and lingerBytes how much of it:
-	// a connection that is closed on unread bytes resets, and the visitor would lose the answer.
-	linger      = time.Second
-	lingerBytes = 256 << 10
+	// linger is how long this end waits for a peer that has nothing more to say.
+	linger = time.Second
+	// refusedLinger is how long a visitor who was refused may take to send the body: net/http reads it before it
+	// answers.
+	refusedLinger = 3 * time.Second
 )
 
 var errTooLarge = errors.New("request body is over the limit")
@@ -88,9 +90,24 @@ func (b *visitorBody) Read(p []byte) (int, error) {
 		b.kept, b.keep = nil, false
 	}
 	if b.err = err; err == io.EOF {
-		b.out.Trailer = b.visit.r.Trailer // complete only now
+		b.out.Trailer = trailersFrom(b.visit.r) // complete only now
 	}
 	return n, err
+}
+
+// trailersFrom returns the trailers of a visitor's request that an agent may get: values are there after the body's end.
+func trailersFrom(r *http.Request) http.Header {
+	var t http.Header
+	for name, values := range r.Trailer {
+		if !mayTrail(name) || isClaim(name) {
+			continue
+		}
+		if t == nil {
+			t = make(http.Header, len(r.Trailer))
+		}
+		t[name] = values
+	}
+	return t
 }
 
 // Close is the borrower's word that it reads no more.
@@ -104,25 +121,34 @@ func (b *visitorBody) Close() error {
 	return nil
 }
 
-// finish takes the body back before the handler returns: net/http allows no read after that.
+// finish takes the body back before the handler returns: net/http allows no read after that. A body that was not read to
+// its end, because the answer came early, takes an HTTP/1 connection with it, since its bytes must not be read as another
+// request; net/http sends the end of the answer first and waits a moment, for to close on unread bytes resets.
 func (b *visitorBody) finish() {
 	b.mu.Lock()
-	over, lent := b.err != nil, b.lent
+	whole := b.err == io.EOF
 	b.mu.Unlock()
-	if over && !lent {
-		return
+	if !whole {
+		_ = b.visit.rc.SetReadDeadline(time.Now()) // ends the borrower's Read
 	}
-	rc := b.visit.rc
-	_ = rc.SetReadDeadline(time.Now().Add(linger))
-	if lent {
-		// The answer is complete and the borrower still waits for the visitor.
-		_ = rc.Flush()
-		<-b.done
+	<-b.done
+	if !whole && b.visit.r.ProtoMajor == 1 {
+		closeAfterAnswer(b.visit.w)
 	}
-	if b.visit.r.ProtoMajor == 1 {
-		_, _ = io.CopyN(io.Discard, b.visit.r.Body, lingerBytes)
+}
+
+// closeAfterAnswer makes net/http close the connection after the answer, even if that has begun. Without full duplex
+// it does so by itself when a body is not read to its end.
+func closeAfterAnswer(w http.ResponseWriter) {
+	for {
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		w = u.Unwrap()
 	}
-	_ = rc.SetReadDeadline(time.Now()) // whatever still comes is not another request
+	// A body over the limit of a MaxBytesReader is what makes net/http do it.
+	_, _ = http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }
 
 // tooLarge reports whether the body was cut off at the limit.

@@ -1,0 +1,121 @@
+package tunnel
+
+import (
+	"io"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// newSlowPair is newPair with a link that brings rate bytes a second to the edge.
+func newSlowPair(t *testing.T, rate int, h http.Handler) *pair {
+	t.Helper()
+	a, b := newMemLink(1)
+	a.rate = rate
+	return runPair(t, a, b, Config{}, Config{Handler: func(uint32) http.Handler { return h }})
+}
+
+// TestClickBesideDownloads makes small requests while downloads keep the link full: each waits for what is in the queues
+// of the link and for one turn of every download, not for the downloads.
+func TestClickBesideDownloads(t *testing.T) {
+	for _, downloads := range []int{1, 8} {
+		synctest.Test(t, func(t *testing.T) {
+			const rate = 10 << 20 // bytes a second
+			p := newSlowPair(t, rate, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.RequestURI == "/bulk" {
+					_, _ = w.Write(make([]byte, 16<<20))
+				}
+				_, _ = io.WriteString(w, "small")
+			}))
+			finished := make(chan time.Duration, downloads)
+			start := time.Now()
+			for range downloads {
+				go func() {
+					res := p.do(request("GET", "/bulk", nil))
+					n, err := io.Copy(io.Discard, res.Body)
+					if n != 16<<20+5 || err != nil {
+						t.Errorf("download of %d bytes, %v", n, err)
+					}
+					finished <- time.Since(start)
+				}()
+			}
+			time.Sleep(500 * time.Millisecond)
+			// Two batches are under way and one is being written when the head comes; its body waits for a turn of each.
+			most := time.Second * time.Duration(4*bodyBatch+downloads*turn) / rate
+			for range 10 {
+				clicked := time.Now()
+				if _, got := p.get(request("GET", "/", nil)); got != "small" {
+					t.Fatalf("got %q", got)
+				}
+				if d := time.Since(clicked); d > most {
+					t.Errorf("beside %d downloads a click took %v, want at most %v", downloads, d, most)
+				}
+			}
+			var first, last time.Duration
+			for i := range downloads {
+				if last = <-finished; i == 0 {
+					first = last
+				}
+			}
+			if whole := time.Second * time.Duration(downloads) * (16 << 20) / rate; last > whole*11/10 {
+				t.Errorf("%d downloads took %v, want about %v: the link was not full", downloads, last, whole)
+			}
+			if first < last*9/10 {
+				t.Errorf("the first download ended after %v, the last after %v: they did not share", first, last)
+			}
+		})
+	}
+}
+
+// TestUploadsShare sends bodies the other way at once.
+func TestUploadsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 10 << 20
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+		a, b := newMemLink(1)
+		b.rate = rate
+		p := runPair(t, a, b, Config{}, Config{Handler: func(uint32) http.Handler { return h }})
+		start := time.Now()
+		finished := make(chan time.Duration, 4)
+		for range 4 {
+			go func() {
+				p.get(request("POST", "/", io.LimitReader(zeros{}, 4<<20)))
+				finished <- time.Since(start)
+			}()
+		}
+		var all [4]time.Duration
+		for i := range all {
+			all[i] = <-finished
+		}
+		if all[0] < all[3]*9/10 || all[3] > 2*time.Second {
+			t.Errorf("uploads ended after %v, want all after about 1.6 s", all)
+		}
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// TestLongRoundTripDoesNotCapATransfer downloads over a link with 100 ms of round trip: the window has to grow for that.
+func TestLongRoundTripDoesNotCapATransfer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newMemLink(1024)
+		a.delay, b.delay = 50*time.Millisecond, 50*time.Millisecond
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, io.LimitReader(zeros{}, 64<<20)) })
+		p := runPair(t, a, b, Config{}, Config{Handler: func(uint32) http.Handler { return h }})
+		start := time.Now()
+		res := p.do(request("GET", "/", nil))
+		if n, err := io.Copy(io.Discard, res.Body); n != 64<<20 || err != nil {
+			t.Errorf("download of %d bytes, %v", n, err)
+		}
+		// 4 MiB each round trip once the window has grown; with 256 KiB it would take 25 s.
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("64 MiB took %v", d)
+		}
+	})
+}

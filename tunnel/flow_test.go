@@ -1,0 +1,338 @@
+package tunnel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// streams opens a response of which nothing was read, and returns its body.
+func (p *peer) streams() (uint32, io.ReadCloser) {
+	p.t.Helper()
+	c, id := p.opens("GET", "/", nil)
+	p.sends(responds(id, 200, 0))
+	return id, c.answered("the head came").Body
+}
+
+// feeds sends n bytes of a body.
+func (p *peer) feeds(id uint32, n int) {
+	p.t.Helper()
+	for n > 0 {
+		m := min(n, 256<<10)
+		p.sends(body(id, string(make([]byte, m))))
+		n -= m
+	}
+}
+
+// credits takes what the session gives back, all of it on stream id.
+func (p *peer) credits(id uint32) (n int) {
+	p.t.Helper()
+	for p.pending() {
+		h, payload := p.next("credit")
+		if h.Type != messages.TypeCredit || h.Stream != id {
+			p.t.Fatalf("session sent %s, want nothing but credit for stream %d", show(h, payload), id)
+		}
+		n += int(binary.BigEndian.Uint32(payload))
+	}
+	return n
+}
+
+func read(t *testing.T, r io.Reader, n int) {
+	t.Helper()
+	if _, err := io.ReadFull(r, make([]byte, n)); err != nil {
+		t.Fatalf("read %d bytes: %v", n, err)
+	}
+}
+
+func TestSenderKeepsToWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		sent := pattern(1<<20, 3)
+		_, id := p.opens("POST", "/", bytes.NewReader(sent))
+		var got []byte
+		takes := func(why string, n int) {
+			t.Helper()
+			for len(got) < n {
+				h, payload := p.next(why)
+				if h.Type != messages.TypeBody || h.Flags != 0 {
+					t.Fatalf("%s: session sent %s, want body", why, show(h, payload))
+				}
+				got = append(got, payload...)
+			}
+			if len(got) != n {
+				t.Fatalf("%s: %d bytes were sent, want %d", why, len(got), n)
+			}
+			p.idle(why)
+		}
+		takes("the first window", DefaultStreamWindow)
+		p.sends(credit(id, 1))
+		takes("credit for a byte", DefaultStreamWindow+1)
+		p.sends(credit(id, 40_000), credit(id, 2))
+		takes("credit for more", DefaultStreamWindow+40_003)
+		p.sends(credit(id, 1<<30))
+		takes2 := 1<<20 - len(got)
+		for len(got) < 1<<20 {
+			_, payload := p.next("the rest")
+			got = append(got, payload...)
+		}
+		if !bytes.Equal(got, sent) {
+			t.Errorf("the last %d bytes are not those that were sent", takes2)
+		}
+		p.wants("the end", end(id, ""))
+	})
+}
+
+// TestEndNeedsNoCredit fills the window and ends the body in both ways.
+func TestEndNeedsNoCredit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Trailer", "X-Sum")
+			_, _ = w.Write(make([]byte, DefaultStreamWindow))
+			if r.RequestURI == "/trailers" {
+				w.Header().Set("X-Sum", "1")
+			}
+		})
+		p.sends(requests(1, "GET", "/", messages.FlagEnd))
+		p.wantsResponse("a response", 1, 200, 0)
+		read := 0
+		for read < DefaultStreamWindow {
+			_, payload := p.next("body")
+			read += len(payload)
+		}
+		p.wants("the end needs no credit", end(1, ""))
+		p.sends(requests(2, "GET", "/trailers", messages.FlagEnd))
+		p.wantsResponse("a response", 2, 200, 0)
+		for read = 0; read < DefaultStreamWindow; {
+			_, payload := p.next("body")
+			read += len(payload)
+		}
+		p.wants("trailers need no credit", trailers(2, "X-Sum: 1"))
+	})
+}
+
+func TestCreditComesBackOnRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		id, b := p.streams()
+		p.feeds(id, DefaultStreamWindow)
+		read(t, b, DefaultStreamWindow/2-1)
+		p.idle("less than half the window was read")
+		read(t, b, 1)
+		p.wants("half the window was read", credit(id, DefaultStreamWindow/2))
+		p.idle("and nothing else is sent")
+		p.sends(end(id, ""))
+		read(t, b, DefaultStreamWindow/2)
+		p.idle("after the end no credit is due")
+		b.Close()
+	})
+}
+
+// TestWindowGrows reads as fast as bytes come, and counts how far ahead the peer may send.
+func TestWindowGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		id, b := p.streams()
+		ahead := DefaultStreamWindow
+		for range 1000 {
+			n := min(ahead, 64<<10)
+			p.feeds(id, n)
+			read(t, b, n)
+			ahead += p.credits(id) - n
+			if ahead > maxStreamWindow {
+				t.Fatalf("the peer may send %d bytes, want at most %d", ahead, maxStreamWindow)
+			}
+		}
+		if ahead < maxStreamWindow/2 {
+			t.Errorf("the peer may send %d bytes after 64 MB were read at once, want about %d", ahead, maxStreamWindow)
+		}
+		if got, want := p.s.grown.Load(), int64(maxStreamWindow-DefaultStreamWindow); got != want {
+			t.Errorf("the budget has given %d bytes, want %d", got, want)
+		}
+		b.Close()
+		if got := p.s.grown.Load(); got != 0 {
+			t.Errorf("%d bytes of the budget are missing after the stream has ended", got)
+		}
+	})
+}
+
+// TestWindowShrinks lets a grown window fill up.
+func TestWindowShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		id, b := p.streams()
+		ahead := DefaultStreamWindow
+		for range 200 {
+			p.feeds(id, 64<<10)
+			read(t, b, 64<<10)
+			ahead += p.credits(id) - 64<<10
+		}
+		held := 0
+		for range 200 { // it sends all it may, and only a part is read
+			p.feeds(id, ahead)
+			held += ahead
+			ahead = 0
+			read(t, b, 32<<10)
+			held -= 32 << 10
+			ahead += p.credits(id)
+		}
+		if held > DefaultStreamWindow {
+			t.Errorf("a reader that is slow for long still holds %d bytes, want at most %d", held, DefaultStreamWindow)
+		}
+		if got := p.s.grown.Load(); got != 0 {
+			t.Errorf("%d bytes of the budget are still in use", got)
+		}
+		b.Close()
+	})
+}
+
+// TestWindowBudget grows more windows than the link has room for.
+func TestWindowBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		type open struct {
+			id    uint32
+			body  io.ReadCloser
+			ahead int
+		}
+		var all []*open
+		grow := func() {
+			for range 200 {
+				total := 0
+				for _, o := range all {
+					n := min(o.ahead, 64<<10)
+					p.feeds(o.id, n)
+					read(t, o.body, n)
+					o.ahead += p.credits(o.id) - n
+					total += o.ahead
+					if o.ahead > maxStreamWindow {
+						t.Fatalf("the peer may send %d bytes on a stream, want at most %d", o.ahead, maxStreamWindow)
+					}
+				}
+				if most := windowBudget + len(all)*DefaultStreamWindow; total > most {
+					t.Fatalf("the peer may send %d bytes in all, want at most %d", total, most)
+				}
+			}
+		}
+		for range 12 {
+			id, b := p.streams()
+			all = append(all, &open{id, b, DefaultStreamWindow})
+		}
+		grow()
+		if got := p.s.grown.Load(); got != windowBudget {
+			t.Errorf("twelve streams took %d bytes of the budget, want all of it: %d", got, windowBudget)
+		}
+		for _, o := range slices.Concat(all[:5], all[7:]) {
+			o.body.Close()
+			p.wantsCancel("closed", o.id, messages.CancelAborted)
+		}
+		all = all[5:7] // the budget has ended in the middle of one of them
+		grow()
+		for _, o := range all {
+			o.body.Close()
+		}
+		if got := p.s.grown.Load(); got != 0 {
+			t.Errorf("%d bytes of the budget are missing after all streams have ended", got)
+		}
+	})
+}
+
+// TestDataBeyondCredit sends a byte more than the window.
+func TestDataBeyondCredit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		other, b := p.streams()
+		id, bad := p.streams()
+		p.feeds(id, DefaultStreamWindow)
+		p.sends(body(id, ""))
+		p.idle("an empty piece needs no credit")
+		p.sends(body(id, "x"))
+		p.wantsCancel("a byte too many", id, messages.CancelFlow)
+		if _, err := bad.Read(make([]byte, 10)); !errors.Is(err, ErrProtocol) {
+			t.Errorf("reader got %v, want an error that wraps %v", err, ErrProtocol)
+		}
+		bad.Close()
+		p.sends(body(other, "fine"), end(other, ""))
+		if got, err := io.ReadAll(b); string(got) != "fine" || err != nil {
+			t.Errorf("another stream got %q, %v", got, err)
+		}
+	})
+}
+
+func TestCreditOverflow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		for _, c := range []struct {
+			name string
+			list []uint32
+			want messages.CancelCode
+		}{
+			{"as much as may be", []uint32{maxCredit - DefaultStreamWindow}, 0},
+			{"one more", []uint32{maxCredit - DefaultStreamWindow, 1}, messages.CancelFlow},
+			{"too much at once", []uint32{maxCredit}, messages.CancelFlow},
+			{"the largest number", []uint32{1<<32 - 1}, messages.CancelFlow},
+			{"nothing", []uint32{0}, messages.CancelProtocol},
+		} {
+			lent := newLentBody("")
+			call, id := p.opens("POST", "/", lent)
+			for _, n := range c.list {
+				p.sends(credit(id, n))
+			}
+			if c.want == 0 {
+				p.idle(c.name)
+				p.sends(responds(id, 200, messages.FlagEnd), cancels(id, messages.CancelEnough, ""))
+				call.answered(c.name)
+			} else {
+				p.wantsCancel(c.name, id, c.want)
+				if err := call.failed(c.name); !errors.Is(err, ErrProtocol) {
+					t.Errorf("%s: RoundTrip failed with %v, want an error that wraps %v", c.name, err, ErrProtocol)
+				}
+			}
+			lent.end()
+		}
+		p.alive("credit is a matter of its stream")
+	})
+}
+
+// TestStalledStreamDelaysNoOther fills the window of one stream whose reader sleeps.
+func TestStalledStreamDelaysNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.RequestURI == "/bulk" {
+				_, _ = w.Write(make([]byte, 8<<20))
+			}
+			_, _ = io.WriteString(w, "small")
+		}))
+		var stalled []*http.Response
+		for range 20 {
+			stalled = append(stalled, p.do(request("GET", "/bulk", nil)))
+		}
+		synctest.Wait()
+		for range 100 {
+			if _, got := p.get(request("GET", "/", nil)); got != "small" {
+				t.Fatalf("got %q beside stalled streams", got)
+			}
+		}
+		p.edge.mu.Lock()
+		held := 0
+		for _, st := range p.edge.streams {
+			held += st.in.size
+		}
+		p.edge.mu.Unlock()
+		if held != 20*DefaultStreamWindow {
+			t.Errorf("20 readers that sleep hold %d bytes, want their windows: %d", held, 20*DefaultStreamWindow)
+		}
+		for _, res := range stalled {
+			n, err := io.Copy(io.Discard, res.Body)
+			if n != 8<<20+5 || err != nil {
+				t.Errorf("after a while the reader got %d bytes, %v", n, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,216 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// hijacks runs a handler that takes the connection over before any head, and returns what it gets.
+func hijacks(t *testing.T, kind messages.Type) (*peer, net.Conn) {
+	t.Helper()
+	var c net.Conn
+	p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
+		var err error
+		if c, _, err = http.NewResponseController(w).Hijack(); err != nil {
+			t.Errorf("hijack: %v", err)
+		}
+	})
+	p.sends(requestHead(kind, 1, "POST", "/", 0, "Connection: Upgrade", "Upgrade: own"))
+	return p, c
+}
+
+func TestHijackerWritesHead(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		status     int
+		want       string // header
+		behind     string
+	}{
+		{"101", "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: own\r\n\r\n", 101, "map[Connection:[Upgrade] Upgrade:[own]]", ""},
+		{"101 with bytes behind", "HTTP/1.1 101 \r\nUpgrade: own\r\n\r\nhello", 101, "map[Upgrade:[own]]", "hello"},
+		{"404", "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 4\r\n\r\ngone", 404, "map[Content-Length:[4]]", "gone"},
+		{"200 without a length", "HTTP/1.0 200 OK\r\nX: a\r\nx: b\r\n\r\nbody", 200, "map[X:[a b]]", "body"},
+	} {
+		for _, piece := range []int{1, 7, len(c.text)} {
+			synctest.Test(t, func(t *testing.T) {
+				p, conn := hijacks(t, messages.TypeWSRequest)
+				for text := c.text; text != ""; {
+					n, err := io.WriteString(conn, text[:min(piece, len(text))])
+					if n != min(piece, len(text)) || err != nil {
+						t.Fatalf("%s: write returned %d, %v", c.name, n, err)
+					}
+					text = text[n:]
+				}
+				if h := p.wantsResponse(c.name, 1, c.status, 0); fmt.Sprint(h) != c.want {
+					t.Errorf("%s: header %v, want %v", c.name, h, c.want)
+				}
+				_ = conn.Close()
+				got := p.gathers(c.name, 1)
+				if string(got) != c.behind {
+					t.Errorf("%s: behind the head came %q, want %q", c.name, got, c.behind)
+				}
+				p.wantsCancel("closed both ways", 1, messages.CancelEnough)
+				p.idle("nothing more")
+			})
+		}
+	}
+}
+
+func TestHijackerWritesNoHead(t *testing.T) {
+	for _, c := range []struct{ name, text string }{
+		{"nothing", ""},
+		{"no HTTP", "SSH-2.0-OpenSSH\r\n\r\n"},
+		{"no end of the head", "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 65<<10)},
+		{"101 without Upgrade", "HTTP/1.1 101 Switching Protocols\r\n\r\n"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p, conn := hijacks(t, messages.TypeHTTPRequest)
+			_, err := io.WriteString(conn, c.text)
+			if err == nil && c.text != "" {
+				t.Errorf("%s: write succeeded", c.name)
+			}
+			_ = conn.Close()
+			p.wantsCancel(c.name+": without a head there is no proper end", 1, messages.CancelBroken)
+			p.idle(c.name)
+			if n := p.s.Streams(); n != 0 {
+				t.Errorf("%s: %d streams are left", c.name, n)
+			}
+		})
+	}
+}
+
+// TestHijackerReadsRequestBody hijacks a request with a body, answers, and reads on.
+func TestHijackerReadsRequestBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, conn := hijacks(t, messages.TypeHTTPRequest)
+		p.sends(body(1, "hello"))
+		read(t, conn, 5)
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\nfine")
+		_ = conn.(*UpgradedConn).CloseWrite()
+		p.wantsResponse("its answer", 1, 200, 0)
+		p.wants("whole", body(1, "fine"), end(1, ""))
+		p.wantsCancel("the exchange is over with the answer", 1, messages.CancelEnough)
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read after the answer: %v, want %v: the edge need not send the rest", err, net.ErrClosed)
+		}
+		if n := p.s.Streams(); n != 0 {
+			t.Errorf("%d streams are left", n)
+		}
+	})
+}
+
+func TestHijackAfterHead(t *testing.T) {
+	p := newPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(200)
+		if _, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			t.Error("hijack after WriteHeader(200) succeeded: the head would be lost")
+		}
+		_, _ = io.WriteString(w, "fine")
+	}))
+	if _, got := p.get(request("GET", "/", nil)); got != "fine" {
+		t.Errorf("body %q", got)
+	}
+}
+
+// TestAnswerToUpgradeIsNot101 has the service refuse an upgrade: that is an ordinary answer in WSMessage.
+func TestAnswerToUpgradeIsNot101(t *testing.T) {
+	p := newPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "own" {
+			t.Errorf("header %v, want Upgrade", r.Header)
+		}
+		if b, err := io.ReadAll(r.Body); len(b) > 0 || err != nil {
+			t.Errorf("request body %q, %v", b, err)
+		}
+		w.Header().Set("Trailer", "X-Lost")
+		w.WriteHeader(http.StatusUpgradeRequired)
+		_, _ = io.WriteString(w, "no")
+		w.Header().Set("X-Lost", "1")
+	}))
+	res, got := p.get(request("GET", "/", nil, "Connection: Upgrade", "Upgrade: own"))
+	if res.StatusCode != 426 || got != "no" || len(res.Trailer) > 0 {
+		t.Errorf("answer %d %q with trailers %v, want 426, \"no\" and none", res.StatusCode, got, res.Trailer)
+	}
+	if n := p.edge.Streams(); n != 0 {
+		t.Errorf("%d streams are left", n)
+	}
+}
+
+// TestAgentSwitches plays an agent that answers 101.
+func TestAgentSwitches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		call := p.calls(request("GET", "/", nil, "Connection: Upgrade", "Upgrade: own"))
+		id, _ := p.wantsRequest("an upgrade")
+		p.sends(responseHead(messages.TypeWSResponse, id, 101, 0), upgraded(id, "hello"))
+		c := call.answered("101").Body.(*UpgradedConn)
+		read(t, c, 5)
+		_, _ = c.Write([]byte("hi"))
+		p.wants("the visitor's bytes", upgraded(id, "hi"))
+		p.sends(body(id, "x"))
+		p.wantsCancel("Body on an upgraded stream", id, messages.CancelProtocol)
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrProtocol) {
+			t.Errorf("read: %v, want %v", err, ErrProtocol)
+		}
+
+		call = p.calls(request("GET", "/", nil, "Connection: Upgrade", "Upgrade: own"))
+		id, _ = p.wantsRequest("an upgrade")
+		p.sends(responseHead(messages.TypeWSResponse, id, 101, messages.FlagEnd))
+		c = call.answered("101 that ends at once").Body.(*UpgradedConn)
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("read: %v, want io.EOF", err)
+		}
+		_ = c.CloseWrite()
+		p.wants("the other direction ends too", upgradedEnd(id, ""))
+		if n := p.s.Streams(); n != 0 {
+			t.Errorf("%d streams are left", n)
+		}
+	})
+}
+
+// TestContextEndsUpgrade cancels the context of an upgraded request.
+func TestContextEndsUpgrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		ctx, cancel := context.WithCancel(t.Context())
+		call := p.calls(request("GET", "/", nil, "Connection: Upgrade", "Upgrade: own").WithContext(ctx))
+		id, _ := p.wantsRequest("an upgrade")
+		p.sends(responseHead(messages.TypeWSResponse, id, 101, 0))
+		c := call.answered("101").Body.(*UpgradedConn)
+		cancel()
+		p.wantsCancel("the visitor is gone", id, messages.CancelAborted)
+		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
+			t.Errorf("read: %v, want an error", err)
+		}
+	})
+}
+
+// TestHandlerWriteDeadline sets the write deadline of an ordinary response.
+func TestHandlerWriteDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		errs := make(chan error, 2)
+		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
+			rc := http.NewResponseController(w)
+			errs <- rc.SetWriteDeadline(time.Now().Add(time.Second))
+			_, err := w.Write(make([]byte, 1<<20))
+			errs <- err
+		})
+		p.sends(requests(1, "GET", "/", messages.FlagEnd))
+		if err := <-errs; err != nil {
+			t.Errorf("set write deadline: %v", err)
+		}
+		if err := <-errs; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("write: %v, want %v", err, os.ErrDeadlineExceeded)
+		}
+	})
+}

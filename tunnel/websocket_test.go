@@ -1,0 +1,285 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/harp-tunnel/harp/messages"
+)
+
+func wsURL(srv *httptest.Server) string { return "ws" + strings.TrimPrefix(srv.URL, "http") }
+
+func TestDialIsRefused(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/busy":
+			http.Error(w, "too many\x1b[31m agents\nsecond line", 503)
+		case "/long":
+			http.Error(w, strings.Repeat("x", 5000), 400)
+		case "/silent":
+			w.WriteHeader(404)
+		case "/moved":
+			http.Redirect(w, r, "/busy", 307)
+		case "/other":
+			c, err := websocket.Accept(w, r, nil)
+			if err == nil {
+				_ = c.Close(websocket.StatusNormalClosure, "")
+			}
+		}
+	}))
+	defer srv.Close()
+	for _, c := range []struct {
+		path, want string
+		status     int
+	}{
+		{"/busy", "the server answered 503: too many[31m agents", 503},
+		{"/long", "the server answered 400: " + strings.Repeat("x", 200), 400},
+		{"/silent", "the server answered 404 Not Found", 404},
+		{"/moved", "the server answered 307: <a href=\"/busy\">Temporary Redirect</a>.", 307},
+		{"/other", "the server does not speak harp.v1", 0},
+	} {
+		_, _, err := Dial(t.Context(), wsURL(srv)+c.path, DialOptions{})
+		var refused *RefusedError
+		if errors.As(err, &refused) != (c.status != 0) || err.Error() != c.want || refused != nil && refused.Status != c.status {
+			t.Errorf("dial %s: %v, want %q with status %d", c.path, err, c.want, c.status)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := Dial(ctx, wsURL(srv), DialOptions{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("dial without time: %v, want %v", err, context.Canceled)
+	}
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	var refused *RefusedError
+	if _, _, err := Dial(t.Context(), wsURL(closed), DialOptions{}); err == nil || errors.As(err, &refused) {
+		t.Errorf("dial of a port on which nobody listens: %v", err)
+	}
+}
+
+// TestRefusedDialLeavesNothing dials a server that refuses with keep-alive, as an agent does for hours.
+func TestRefusedDialLeavesNothing(t *testing.T) {
+	var conns atomic.Int64
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "later", 503) }))
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			conns.Add(1)
+		case http.StateClosed:
+			conns.Add(-1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	before := runtime.NumGoroutine()
+	for range 20 {
+		if _, _, err := Dial(t.Context(), wsURL(srv), DialOptions{}); err == nil {
+			t.Fatal("dial succeeded")
+		}
+	}
+	for range 200 {
+		if conns.Load() == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := conns.Load(); n > 0 {
+		t.Errorf("%d connections are open after 20 refused dials", n)
+	}
+	wantGoroutines(t, before)
+}
+
+func TestAcceptRefuses(t *testing.T) {
+	errs := make(chan error, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := Accept(w, r, "challenge")
+		errs <- err
+	}))
+	defer srv.Close()
+	res, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if err := <-errs; err == nil || res.StatusCode != http.StatusUpgradeRequired {
+		t.Errorf("a plain GET got %d, and Accept returned %v; want 426 and an error", res.StatusCode, err)
+	}
+	c, _, err := websocket.Dial(t.Context(), wsURL(srv), &websocket.DialOptions{Subprotocols: []string{"harp.v0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = c.Read(t.Context())
+	if websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
+		t.Errorf("an agent of another version got %v, want status 1008", err)
+	}
+	if err := <-errs; err == nil {
+		t.Error("Accept took an agent that does not speak " + messages.Subprotocol)
+	}
+	_, res, err = websocket.Dial(t.Context(), wsURL(srv), &websocket.DialOptions{
+		Subprotocols: []string{messages.Subprotocol}, HTTPHeader: http.Header{"Origin": {"https://evil.example"}}})
+	if err == nil || res.StatusCode != http.StatusForbidden {
+		t.Errorf("a web page of another origin got %v, %v; want 403", res, err)
+	}
+	<-errs
+}
+
+func TestConnCarriesMessages(t *testing.T) {
+	server, client := loopback(t)
+	defer server.Close()
+	defer client.Close()
+	largest := pattern(maxMessage, 13)
+	for _, ends := range [][2]Conn{{server, client}, {client, server}} {
+		go func() {
+			_ = ends[0].WriteText([]byte("text"))
+			_ = ends[0].WriteBinary([]byte("one"), nil, []byte("two"))
+			_ = ends[0].WriteBinary(largest)
+			_ = ends[0].WriteBinary(largest[:batchSize-1], largest[:batchSize], largest[:batchSize+1])
+		}()
+		for i, want := range [][]byte{[]byte("text"), []byte("one"), []byte("two"), largest,
+			largest[:batchSize-1], largest[:batchSize], largest[:batchSize+1]} {
+			text, r, err := ends[1].NextMessage()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(r)
+			if err != nil || !bytes.Equal(got, want) || text != (i == 0) {
+				t.Fatalf("message %d has %d others of %d bytes, text %v, %v", i, len(got), len(want), text, err)
+			}
+		}
+	}
+}
+
+// TestOversizeMessage sends a WebSocket message that is a byte too long.
+func TestOversizeMessage(t *testing.T) {
+	server, client := loopback(t)
+	defer client.Close()
+	edge := run(t, NewSession(server, Config{}))
+	go func() { _ = client.WriteBinary(make([]byte, maxMessage+1)) }()
+	select {
+	case <-edge.Ended():
+	case <-time.After(5 * time.Second):
+		t.Error("the link lives")
+	}
+}
+
+// TestCloseFreesStuckWriter closes a Conn whose peer does not read.
+func TestCloseFreesStuckWriter(t *testing.T) {
+	server, client := loopback(t)
+	defer client.Close()
+	stuck := make(chan error)
+	go func() {
+		for {
+			if err := server.WriteBinary(make([]byte, maxMessage)); err != nil {
+				stuck <- err
+				return
+			}
+		}
+	}()
+	time.Sleep(50 * time.Millisecond)
+	_ = server.Close()
+	_ = server.Close()
+	select {
+	case <-stuck:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the writer is stuck")
+	}
+	if _, _, err := server.NextMessage(); err == nil {
+		t.Error("a closed connection has a message")
+	}
+}
+
+// TestAbruptEnd cuts the TCP connection below a link.
+func TestAbruptEnd(t *testing.T) {
+	server, client := loopback(t)
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	edge, agent := run(t, NewSession(server, Config{})), run(t, NewSession(client, Config{Handler: func(uint32) http.Handler { return h }}))
+	call := goRoundTrip(t, edge, request("GET", "/", nil))
+	for agent.Streams() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	_ = client.(*wsConn).batch.Conn.Close()
+	<-call.done
+	if !errors.Is(call.err, ErrClosed) || Unprocessed(call.err) {
+		t.Errorf("RoundTrip failed with %v, want %v", call.err, ErrClosed)
+	}
+	<-edge.Done()
+	<-agent.Done()
+}
+
+func TestDialTLS(t *testing.T) {
+	accepted := make(chan Conn, 1)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := Accept(w, r, "c")
+		if err != nil {
+			t.Errorf("accept: %v", err)
+		}
+		accepted <- c
+	}))
+	srv.EnableHTTP2 = true // which must not be chosen
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	defer srv.Close()
+	url := "wss" + strings.TrimPrefix(srv.URL, "https")
+	var unknown x509.UnknownAuthorityError
+	if _, _, err := Dial(t.Context(), url, DialOptions{}); !errors.As(err, &unknown) {
+		t.Errorf("dial of a server with a certificate of its own: %v, want that it is not trusted", err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(srv.Certificate())
+	config := &tls.Config{RootCAs: roots}
+	client, _, err := Dial(t.Context(), url, DialOptions{TLS: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.NextProtos != nil {
+		t.Error("Dial changed the caller's TLS configuration")
+	}
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	p := runPair(t, <-accepted, client, Config{}, Config{Handler: func(uint32) http.Handler { return h }})
+	sent := pattern(1<<20, 17)
+	if _, got := p.get(request("POST", "/", bytes.NewReader(sent))); got != string(sent) {
+		t.Errorf("%d others of %d bytes came back", len(got), len(sent))
+	}
+}
+
+// TestOneWriteABatch counts the writes to the connection below.
+func TestOneWriteABatch(t *testing.T) {
+	server, client := loopback(t)
+	defer server.Close()
+	defer client.Close()
+	for _, c := range []*wsConn{server.(*wsConn), client.(*wsConn)} {
+		counted := &countedConn{Conn: c.batch.Conn}
+		c.batch.Conn = counted
+		if err := c.WriteBinary(make([]byte, 500), make([]byte, 60<<10)); err != nil {
+			t.Fatal(err)
+		}
+		if counted.writes != 1 {
+			t.Errorf("a batch took %d writes, want 1", counted.writes)
+		}
+	}
+}
+
+type countedConn struct {
+	net.Conn
+	writes int
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	c.writes++
+	return c.Conn.Write(p)
+}
