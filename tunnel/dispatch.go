@@ -116,6 +116,8 @@ func (s *Session) handleStream(h messages.Header, payload []byte) error {
 // of their stream.
 func maxHead(t messages.Type) int {
 	switch t {
+	case messages.TypeHTTPRequest, messages.TypeWSRequest:
+		return maxRequestHead
 	case messages.TypeHTTPResponse, messages.TypeWSResponse:
 		return maxResponseHead
 	case messages.TypeTrailers:

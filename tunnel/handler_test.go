@@ -160,7 +160,7 @@ var handlerCases = []handlerCase{
 		w.WriteHeader(304)
 	}},
 	{name: "404 by http.Error", handler: func(w http.ResponseWriter, r *http.Request) { http.Error(w, "not here", 404) }},
-	{name: "redirect", handler: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }},
+	{name: "redirect", handler: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }},
 	{name: "status 999", handler: func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(999) }},
 	{name: "impossible status", handler: func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(99) }},
 	{name: "fields that must not be sent", handler: func(w http.ResponseWriter, r *http.Request) {

@@ -90,6 +90,89 @@ func TestHijackerWritesNoHead(t *testing.T) {
 	}
 }
 
+// TestHijackerWritesChunks frames a body as HTTP/1.1 does, in pieces of every size.
+func TestHijackerWritesChunks(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for _, c := range []struct {
+		name, text, want string
+		end              []byte // nil if it is broken
+	}{
+		{"some chunks", "5\r\nhello\r\n06;x=y\r\n world\r\n0\r\n\r\n", "hello world", end(1, "")},
+		{"no chunks", "0\r\n\r\n", "", end(1, "")},
+		{"large hex", "A \r\n0123456789\r\nb\r\n0123456789a\r\n00\r\n\r\n", "01234567890123456789a", end(1, "")},
+		{"trailers", "1\r\nx\r\n0\r\nX-Sum: 12 \r\n\r\n", "x", trailers(1, "X-Sum: 12")},
+		{"no last chunk", "5\r\nhello\r\n", "hello", nil},
+		{"half a chunk", "5\r\nhel", "hel", nil},
+		{"no line after the last chunk", "5\r\nhello\r\n0\r\n", "hello", nil},
+		{"nothing", "", "", nil},
+		{"no size", "\r\n", "", nil},
+		{"negative size", "-5\r\nhello\r\n0\r\n\r\n", "", nil},
+		{"huge size", "ffffffffffffffffffff\r\nhello", "", nil},
+		{"longer than its size", "4\r\nhello\r\n0\r\n\r\n", "hell", nil},
+		{"bare line feed", "5\nhello\n0\n\n", "", nil},
+		{"endless line", strings.Repeat("0", 5000), "", nil},
+		{"trailer that is none", "0\r\nX-Sum\r\n\r\n", "", nil},
+		{"endless trailers", "0\r\n" + strings.Repeat("X: y\r\n", 20_000), "", nil},
+	} {
+		for _, piece := range []int{1, 3, 100_000_000} {
+			synctest.Test(t, func(t *testing.T) {
+				p, conn := hijacks(t, messages.TypeHTTPRequest)
+				_, _ = io.WriteString(conn, head)
+				p.wantsResponse(c.name, 1, 200, 0)
+				for text := c.text; text != ""; {
+					n := min(piece, len(text))
+					if _, err := io.WriteString(conn, text[:n]); err != nil {
+						break
+					}
+					text = text[n:]
+				}
+				if err := conn.Close(); (err == nil) != (c.end != nil) {
+					t.Errorf("%s: close returned %v", c.name, err)
+				}
+				if got := p.data(c.name); got != c.want {
+					t.Errorf("%s: data %q, want %q", c.name, got, c.want)
+				}
+				if c.end == nil {
+					p.wantsCancel(c.name, 1, messages.CancelBroken)
+				} else {
+					p.wants(c.name, c.end)
+					p.wantsCancel(c.name+": the exchange is over", 1, messages.CancelEnough)
+				}
+				p.idle(c.name)
+			})
+		}
+	}
+}
+
+// data takes the pieces of a body up to the next message that is no plain piece.
+func (p *peer) data(why string) string {
+	p.t.Helper()
+	var all []byte
+	for p.pending() {
+		rest := p.rest
+		h, payload := p.next(why)
+		if h.Type != messages.TypeBody || h.Flags != 0 {
+			p.rest = rest
+			break
+		}
+		all = append(all, payload...)
+	}
+	return string(all)
+}
+
+// TestHijackerResetsChunks resets a connection in the middle of a chunked answer.
+func TestHijackerResetsChunks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, conn := hijacks(t, messages.TypeHTTPRequest)
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
+		_ = conn.(*UpgradedConn).Reset()
+		p.wantsResponse("a head", 1, 200, 0)
+		p.wants("some data", body(1, "hel"))
+		p.wantsCancel("and the reset", 1, messages.CancelAborted)
+		p.idle("and no more")
+	})
+}
+
 // TestHijackerReadsRequestBody hijacks a request with a body, answers, and reads on.
 func TestHijackerReadsRequestBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -262,6 +262,8 @@ func TestBadRequests(t *testing.T) {
 			p.sends(body(id, "x"), end(id, ""))
 			p.idle(name + ": what follows is dropped")
 		}
+		p.sends(requests(29, "GET", "/", 0, "X: "+strings.Repeat("x", maxRequestHead)))
+		p.wantsCancel("huge head", 29, messages.CancelTooLarge)
 		p.sends(raw(messages.TypeTLSRequest, 0, 30, garbage))
 		p.wantsCancel("TLS at the agent", 30, messages.CancelUnsupported)
 		p.sends(requests(31, "POST", "/bad", 0))

@@ -147,7 +147,7 @@ func TestTurns(t *testing.T) {
 			}
 			return b
 		}
-		kinds, _ := split(t, next()) // the first stream was alone when it came
+		split(t, next()) // the first stream was alone when it came
 		sent := make(map[uint32]int)
 		for batches := 1; batches < 40; batches++ {
 			if batches == 3 {
@@ -155,7 +155,7 @@ func TestTurns(t *testing.T) {
 				_, _ = o.head(nil, func(b []byte) ([]byte, error) { return append(b, responds(100, 200, 0)...), nil })
 				synctest.Wait()
 			}
-			kinds, _ = split(t, next())
+			kinds, _ := split(t, next())
 			for i, h := range kinds {
 				if h.Type == messages.TypeHTTPResponse && (batches != 3 || i != 0) {
 					t.Errorf("the head is message %d of batch %d, want the first of the next one", i, batches)

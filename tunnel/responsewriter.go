@@ -205,6 +205,9 @@ func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flag
 	}
 	head := messages.HTTPResponse{Status: status}
 	_, err := w.st.session.out.head(w.st.quit, func(b []byte) ([]byte, error) {
+		if len(fields)+2 > maxResponseHead {
+			return b, messages.ErrTooLong
+		}
 		start := len(b)
 		b = messages.BeginHTTPResponse(b, kind, flags, w.st.id, &head)
 		return messages.Finish(append(b, fields...), start)

@@ -22,6 +22,7 @@ const continueTimeout = time.Second
 const (
 	maxInterim      = 16        // interim responses that may wait to be passed on
 	maxInterimBytes = 64 << 10  // and how many bytes they may have together
+	maxRequestHead  = 256 << 10 // bytes of a request head
 	maxResponseHead = 256 << 10 // bytes of a final response head
 	maxTrailers     = 64 << 10  // bytes
 )
@@ -111,6 +112,9 @@ func (s *Session) open(registration uint32, req *http.Request, hasBody bool) (*s
 		b = appendHeader(b, req.Header)
 		for name := range req.Trailer {
 			b = messages.AppendField(b, "Trailer", name)
+		}
+		if n := len(b) - start - messages.HeaderLen; n > maxRequestHead {
+			return b[:start], fmt.Errorf("%w: %d bytes", messages.ErrTooLong, n)
 		}
 		return messages.Finish(b, start)
 	})

@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -280,6 +281,36 @@ func TestFullDuplex(t *testing.T) {
 		_ = feed.Close()
 		if n, err := res.Body.Read(b); n != 0 || err != io.EOF {
 			t.Errorf("after the end of the request came %q and %v, want io.EOF", b[:n], err)
+		}
+	})
+}
+
+// TestTooMuchOfAHead wants heads that the peer would refuse not to be sent.
+func TestTooMuchOfAHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+			w.Header().Set("X", strings.Repeat("x", n))
+			w.Header()["Y"] = make([]string, 1000)
+		}))
+		for _, n := range []int{0, 100_000, maxResponseHead - 4000} {
+			if res := p.do(request("GET", fmt.Sprint("/?n=", n), nil, "X: "+strings.Repeat("x", n))); len(res.Header.Get("X")) != n {
+				t.Errorf("a field of %d bytes came back with %d", n, len(res.Header.Get("X")))
+			}
+		}
+		for _, fields := range [][]string{{"X: " + strings.Repeat("x", maxRequestHead)}, make([]string, messages.MaxFields+1)} {
+			req := request("POST", "/", newLentBody("").asLent(t), fields...)
+			if err := goRoundTrip(t, p.edge, req).failed("too large"); !errors.Is(err, messages.ErrTooLong) || Unprocessed(err) {
+				t.Errorf("request with %d fields: %v, want %v", len(fields), err, messages.ErrTooLong)
+			}
+		}
+		var cancelled *CancelError
+		err := goRoundTrip(t, p.edge, request("GET", fmt.Sprint("/?n=", maxResponseHead), nil)).failed("too large")
+		if !errors.As(err, &cancelled) || cancelled.Code != messages.CancelTooLarge {
+			t.Errorf("response with a large field: %v, want a cancel that says too large", err)
+		}
+		if a, b := p.edge.Streams(), p.agent.Streams(); a != 0 || b != 0 {
+			t.Errorf("%d streams are left at the edge and %d at the agent", a, b)
 		}
 	})
 }

@@ -29,6 +29,9 @@ func (s *Session) handleRequest(h messages.Header, payload []byte) error {
 	if h.Type == messages.TypeTLSRequest {
 		return s.cancelUnknown(h.Stream, messages.CancelUnsupported, "this agent does not end TLS")
 	}
+	if len(payload) > maxHead(h.Type) {
+		return s.cancelUnknown(h.Stream, messages.CancelTooLarge, h.Type.String()+" is too large")
+	}
 	head, err := messages.ParseHTTPRequest(string(payload))
 	if err != nil {
 		return s.cancelUnknown(h.Stream, messages.CancelProtocol, err.Error())

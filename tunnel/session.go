@@ -40,10 +40,16 @@ type Config struct {
 	// Handler returns what serves a registration's requests, nil if the registration is unknown. It is set at the
 	// agent; at the edge it is nil, and only the edge opens streams.
 	Handler func(registration uint32) http.Handler
-	// MaxStreams is how many streams may be open at once; zero means 1000. Further ones are refused.
-	// One link holds at most MaxStreams * 256 KiB + 32 MiB of bodies that were not read yet.
+	// MaxStreams is how many streams may be open at once; zero means 1000. Further ones are refused. At the agent it is also
+	// how many handlers may run, of which some may outlive their streams.
+	//
+	// Whatever the peer sends and nobody reads, a stream takes at most 1 MiB of memory, 3 KiB when it only waits:
+	// 256 KiB of its body, a head and trailers of at most 320 KiB, and as much again for the fields in Go's form. To
+	// that come at most 32 MiB for the larger windows of fast transfers, and 16 MiB for what a peer that does not read
+	// has asked for.
 	MaxStreams int
-	// PingInterval is the silence after which a ping is sent; after twice as long the link is dead. Zero means 10 s.
+	// PingInterval is the silence, in either direction, after which a ping is sent; when nothing was heard for twice as
+	// long, the link is dead. Zero means 10 s.
 	PingInterval time.Duration
 	// OnText gets every text message, which it must not keep. It is called by the reader of the link and must not wait; an
 	// error ends the link.

@@ -54,19 +54,17 @@ func (c *UpgradedConn) Write(p []byte) (int, error) {
 	if c.head.status != 0 {
 		c.answer = c.head.status != http.StatusSwitchingProtocols
 		if c.head.chunked {
-			c.chunks = newHijackedChunks(c)
+			c.chunks = &hijackedChunks{c: c}
 		}
 		c.head = nil
 	}
-	if _, err := c.writeBody(rest); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	n, err := c.writeBody(rest)
+	return len(p) - len(rest) + n, err
 }
 
 func (c *UpgradedConn) writeBody(p []byte) (int, error) {
 	if c.chunks != nil {
-		return c.chunks.in.Write(p)
+		return c.chunks.write(p)
 	}
 	return c.st.write(p, c.writeBy.wait())
 }
@@ -189,8 +187,8 @@ func (h *rawHead) send(text []byte) error {
 	if err != nil {
 		return fmt.Errorf("tunnel: hijacker wrote no HTTP response: %w", err)
 	}
-	h.chunked = len(res.TransferEncoding) > 0
 	status := res.StatusCode
+	h.chunked = len(res.TransferEncoding) > 0 && h.w.method != http.MethodHead && bodyAllowed(status)
 	if status == http.StatusSwitchingProtocols && h.w.st.kind != messages.TypeWSMessage {
 		return errors.New("tunnel: 101 to a request without Upgrade")
 	}

@@ -28,13 +28,13 @@ func TestDialIsRefused(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/busy":
-			http.Error(w, "too many\x1b[31m agents\nsecond line", 503)
+			http.Error(w, "too many\x1b[31m agents\nsecond line", http.StatusServiceUnavailable)
 		case "/long":
 			http.Error(w, strings.Repeat("x", 5000), 400)
 		case "/silent":
 			w.WriteHeader(404)
 		case "/moved":
-			http.Redirect(w, r, "/busy", 307)
+			http.Redirect(w, r, "/busy", http.StatusTemporaryRedirect)
 		case "/other":
 			c, err := websocket.Accept(w, r, nil)
 			if err == nil {
@@ -75,7 +75,7 @@ func TestDialIsRefused(t *testing.T) {
 // TestRefusedDialLeavesNothing dials a server that refuses with keep-alive, as an agent does for hours.
 func TestRefusedDialLeavesNothing(t *testing.T) {
 	var conns atomic.Int64
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "later", 503) }))
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "later", http.StatusServiceUnavailable) }))
 	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		switch s {
 		case http.StateNew:

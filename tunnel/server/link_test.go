@@ -282,7 +282,7 @@ func TestAgentThatLeaves(t *testing.T) {
 	e := newEdge(t, Options{})
 	release := make(chan struct{})
 	a, host := e.publish(func(w http.ResponseWriter, r *http.Request) {
-		<-release
+		await(r, release)
 		io.WriteString(w, "done")
 	})
 	done := make(chan answer, 1)
@@ -378,7 +378,7 @@ func TestShutdown(t *testing.T) {
 	e := newEdge(t, Options{})
 	release := make(chan struct{})
 	a, host := e.publish(func(w http.ResponseWriter, r *http.Request) {
-		<-release
+		await(r, release)
 		io.WriteString(w, "done")
 	})
 	pending, _ := e.dialConn()

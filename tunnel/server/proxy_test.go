@@ -144,7 +144,7 @@ func TestRateLimits(t *testing.T) {
 func TestMaxStreams(t *testing.T) {
 	e := newEdge(t, Options{MaxStreams: 2})
 	release := make(chan struct{})
-	a, host := e.publish(func(w http.ResponseWriter, r *http.Request) { <-release })
+	a, host := e.publish(func(w http.ResponseWriter, r *http.Request) { await(r, release) })
 	var running sync.WaitGroup
 	for range 2 {
 		running.Go(func() { e.get(host, "/") })

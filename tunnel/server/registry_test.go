@@ -233,7 +233,7 @@ func TestReplacedLinkMayFinish(t *testing.T) {
 	key := newKey(t)
 	release := make(chan struct{})
 	old, host := e.publishAs(key, identity.Registration{}, func(w http.ResponseWriter, r *http.Request) {
-		<-release
+		await(r, release)
 		io.WriteString(w, "finished")
 	})
 	other := old.register(identity.Registration{Session: "other"})
@@ -274,7 +274,7 @@ func TestShareSpreadsByLoad(t *testing.T) {
 		_, host = e.publishAs(key, identity.Registration{Mode: identity.ModeShare, Instance: fmt.Sprint(i)}, func(w http.ResponseWriter, r *http.Request) {
 			served[i].Add(1)
 			if r.URL.Path == "/slow" {
-				<-release
+				await(r, release)
 			}
 			fmt.Fprint(w, i)
 		})
@@ -289,9 +289,9 @@ func TestShareSpreadsByLoad(t *testing.T) {
 	}
 	var slow sync.WaitGroup
 	for range 2 {
-		slow.Go(func() { e.get(host, "/slow") })
 		want := e.metric("harp_streams") + 1
-		eventually(t, "it runs", func() bool { return e.metric("harp_streams") >= want })
+		slow.Go(func() { e.get(host, "/slow") })
+		eventually(t, "it runs", func() bool { return e.metric("harp_streams") == want })
 	}
 	idle := ""
 	for range 10 {
@@ -315,7 +315,7 @@ func TestStandbyServesWhileNoOtherIsThere(t *testing.T) {
 	release := make(chan struct{})
 	first, _ := e.publishAs(key, identity.Registration{Mode: identity.ModeShare, Instance: "1"}, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
-			<-release
+			await(r, release)
 		}
 		io.WriteString(w, "first")
 	})

@@ -31,7 +31,7 @@ func TestStatusShowsWhatIsThere(t *testing.T) {
 	defer pending.Close()
 	release := make(chan struct{})
 	key := newKey(t)
-	a, host := e.publishAs(key, identity.Registration{Session: "b", Path: "/x"}, func(w http.ResponseWriter, r *http.Request) { <-release })
+	a, host := e.publishAs(key, identity.Registration{Session: "b", Path: "/x"}, func(w http.ResponseWriter, r *http.Request) { await(r, release) })
 	second := a.register(identity.Registration{Session: "a", Mode: identity.ModeShare})
 	time.Sleep(2 * time.Millisecond)
 	e.publish(saying("x"))
