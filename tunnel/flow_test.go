@@ -24,9 +24,10 @@ func (p *peer) streams() (uint32, io.ReadCloser) {
 // feeds sends n bytes of a body.
 func (p *peer) feeds(id uint32, n int) {
 	p.t.Helper()
+	piece := make([]byte, min(n, 256<<10))
 	for n > 0 {
-		m := min(n, 256<<10)
-		p.sends(body(id, string(make([]byte, m))))
+		m := min(n, len(piece))
+		p.sends(messages.AppendBody(nil, messages.TypeBody, 0, id, piece[:m]))
 		n -= m
 	}
 }
@@ -140,7 +141,7 @@ func TestWindowGrows(t *testing.T) {
 		p := newPeer(t, Config{})
 		id, b := p.streams()
 		ahead := DefaultStreamWindow
-		for range 1000 {
+		for range 200 {
 			n := min(ahead, 64<<10)
 			p.feeds(id, n)
 			read(t, b, n)
@@ -150,7 +151,7 @@ func TestWindowGrows(t *testing.T) {
 			}
 		}
 		if ahead < maxStreamWindow/2 {
-			t.Errorf("the peer may send %d bytes after 64 MB were read at once, want about %d", ahead, maxStreamWindow)
+			t.Errorf("the peer may send %d bytes after 12 MiB were read at once, want about %d", ahead, maxStreamWindow)
 		}
 		if got, want := p.s.grown.Load(), int64(maxStreamWindow-DefaultStreamWindow); got != want {
 			t.Errorf("the budget has given %d bytes, want %d", got, want)
@@ -203,10 +204,10 @@ func TestWindowBudget(t *testing.T) {
 		}
 		var all []*open
 		grow := func() {
-			for range 200 {
+			for range 32 {
 				total := 0
 				for _, o := range all {
-					n := min(o.ahead, 64<<10)
+					n := min(o.ahead, 256<<10)
 					p.feeds(o.id, n)
 					read(t, o.body, n)
 					o.ahead += p.credits(o.id) - n
@@ -305,7 +306,7 @@ func TestStalledStreamDelaysNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.RequestURI == "/bulk" {
-				_, _ = w.Write(make([]byte, 8<<20))
+				_, _ = w.Write(make([]byte, 1<<20))
 			}
 			_, _ = io.WriteString(w, "small")
 		}))
@@ -330,7 +331,7 @@ func TestStalledStreamDelaysNoOther(t *testing.T) {
 		}
 		for _, res := range stalled {
 			n, err := io.Copy(io.Discard, res.Body)
-			if n != 8<<20+5 || err != nil {
+			if n != 1<<20+5 || err != nil {
 				t.Errorf("after a while the reader got %d bytes, %v", n, err)
 			}
 		}

@@ -285,15 +285,34 @@ func TestHandlerWriteDeadline(t *testing.T) {
 		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
 			rc := http.NewResponseController(w)
 			errs <- rc.SetWriteDeadline(time.Now().Add(time.Second))
-			_, err := w.Write(make([]byte, 1<<20))
+			var err error
+			switch r.RequestURI {
+			case "/":
+				_, err = w.Write(make([]byte, 1<<20))
+			case "/flush":
+				_, _ = w.Write(make([]byte, DefaultStreamWindow))
+				_, _ = w.Write([]byte("more"))
+				err = rc.Flush()
+			}
 			errs <- err
+			_ = rc.SetWriteDeadline(time.Time{})
+			_, _ = io.WriteString(w, "as if nothing had happened")
 		})
-		p.sends(requests(1, "GET", "/", messages.FlagEnd))
-		if err := <-errs; err != nil {
-			t.Errorf("set write deadline: %v", err)
-		}
-		if err := <-errs; !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("write: %v, want %v", err, os.ErrDeadlineExceeded)
+		for i, target := range []string{"/", "/flush"} {
+			id := uint32(i + 1)
+			p.sends(requests(id, "GET", target, messages.FlagEnd))
+			if err := <-errs; err != nil {
+				t.Errorf("set write deadline: %v", err)
+			}
+			if err := <-errs; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: %v, want %v", target, err, os.ErrDeadlineExceeded)
+			}
+			p.wantsResponse("the head", id, 200, 0)
+			if got := p.data("a window"); len(got) != DefaultStreamWindow {
+				t.Errorf("%s: %d bytes came, want a window", target, len(got))
+			}
+			p.wantsCancel("what lacks a part must not look complete", id, messages.CancelAborted)
+			p.idle("nothing behind the gap")
 		}
 	})
 }

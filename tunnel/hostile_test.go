@@ -269,7 +269,7 @@ func TestBadRequests(t *testing.T) {
 		p.sends(requests(31, "POST", "/bad", 0))
 		p.sends(responds(31, 200, 0))
 		p.wantsCancel("a response from the edge", 31, messages.CancelProtocol)
-		p.sends(requests(32, "POST", "/bad", 0))
+		p.sends(requests(32, "POST", "/", 0))
 		p.sends(end(32, "x"), body(32, "y"))
 		p.next("answered")
 		p.sends(requests(40, "GET", "/", messages.FlagEnd))

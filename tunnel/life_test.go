@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/harp-tunnel/harp/messages"
 )
@@ -316,4 +317,70 @@ func TestCancelledResponseIsNotEmpty(t *testing.T) {
 			t.Errorf("the body ended well with %q, want all of it or an error", got)
 		}
 	})
+}
+
+// TestLinkDiesInTheMiddle kills the link in the middle of a request and its response, at both ends.
+func TestLinkDiesInTheMiddle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		id, b := p.streams()
+		p.sends(body(id, "half"))
+		whole, good := p.streams()
+		p.sends(end(whole, "whole"))
+		_ = p.conn.Close()
+		<-p.s.Done()
+		if got, err := io.ReadAll(b); string(got) != "half" || !errors.Is(err, ErrClosed) {
+			t.Errorf("a body that was cut brought %q and %v, want what had come and %v", got, err, ErrClosed)
+		}
+		if got, err := io.ReadAll(good); string(got) != "whole" || err != nil {
+			t.Errorf("a body that had come whole brought %q and %v", got, err)
+		}
+		b.Close()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		errs := make(chan error, 3)
+		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
+			_, err := io.Copy(io.Discard, r.Body)
+			errs <- err
+			<-r.Context().Done()
+			_, _ = w.Write(make([]byte, 10_000))
+			errs <- http.NewResponseController(w).Flush()
+		})
+		p.sends(requests(1, "POST", "/", 0), body(1, "half"))
+		_ = p.conn.Close()
+		<-p.s.Done()
+		for range 2 {
+			if err := <-errs; !errors.Is(err, ErrClosed) {
+				t.Errorf("handler got %v, want %v", err, ErrClosed)
+			}
+		}
+	})
+}
+
+// TestEnoughLeavesTheHandlerAlone sends WSTeardown 0, which is an end and no abort: the handler goes on.
+func TestEnoughLeavesTheHandlerAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan error, 1)
+		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(time.Second)
+			ended <- r.Context().Err()
+		})
+		p.sends(requests(1, "GET", "/", messages.FlagEnd))
+		p.sends(messages.AppendCancel(nil, messages.TypeCancel, 1, messages.CancelEnough, ""))
+		if err := <-ended; err != nil {
+			t.Errorf("the request's context ended with %v, though the edge has only said that it wants no more", err)
+		}
+	})
+}
+
+// TestOverflowEndsTheLink has a peer that asks and never reads: what finds no room must not be lost in silence.
+func TestOverflowEndsTheLink(t *testing.T) {
+	var cause error
+	o := newOutbox(func(err error) { cause = err })
+	small := func(b []byte) []byte { return append(b, make([]byte, 1<<20)...) }
+	for o.control(small) == nil {
+	}
+	if cause != errStalledPeer {
+		t.Errorf("the link was ended with %v, want %v", cause, errStalledPeer)
+	}
 }

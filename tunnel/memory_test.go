@@ -26,7 +26,7 @@ func heapAlloc() int {
 // TestMemoryOfAStream measures what a peer and visitors who never read can make a session hold for each stream, and
 // holds it against what Config.MaxStreams promises.
 func TestMemoryOfAStream(t *testing.T) {
-	const streams = 50
+	const streams = 20
 	for _, c := range []struct {
 		name string
 		fill func(p *peer, id uint32)
@@ -101,7 +101,7 @@ func shortFields() (list []string) {
 // TestMemoryOfAHandler measures the same at an agent, whose edge sends the largest heads and fills every window.
 func TestMemoryOfAHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const streams = 50
+		const streams = 20
 		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		before := heapAlloc()
 		for id := range uint32(streams) {
@@ -130,8 +130,8 @@ func TestMemoryOfGrownWindows(t *testing.T) {
 		for range streams {
 			id, b := p.streams()
 			ahead := DefaultStreamWindow
-			for range 130 {
-				n := min(ahead, 64<<10)
+			for range 32 {
+				n := min(ahead, 256<<10)
 				p.feeds(id, n)
 				read(t, b, n)
 				ahead += p.credits(id) - n

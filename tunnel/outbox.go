@@ -31,7 +31,8 @@ var errStalledPeer = errors.New("tunnel: peer does not read what it asks for")
 // An outbox gathers messages from many streams for the one goroutine that writes to the link: what has come
 // together while a batch was on its way is the next batch. Heads and control go first; bodies take turns.
 type outbox struct {
-	ready chan struct{} // holds one token while there may be something to write
+	ready    chan struct{} // holds one token while there may be something to write
+	overflow func(error)   // ends the link of a peer that does not read
 
 	mu      sync.Mutex // guards the fields below; taken before Session.mu; never held across I/O
 	texts   [][]byte   // text messages, at most maxTexts
@@ -52,8 +53,8 @@ type offer struct {
 
 var bufferPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
-func newOutbox() *outbox {
-	return &outbox{ready: make(chan struct{}, 1), room: make(chan struct{}), current: 1}
+func newOutbox(overflow func(error)) *outbox {
+	return &outbox{overflow: overflow, ready: make(chan struct{}, 1), room: make(chan struct{}), current: 1}
 }
 
 // signal tells the writer that there is work.
@@ -65,17 +66,25 @@ func (o *outbox) signal() {
 }
 
 // control appends a small message that must not wait: credit, cancel, ping. It may be called by the reader of the link.
-func (o *outbox) control(encode func(b []byte) []byte) error {
+func (o *outbox) control(encode func(b []byte) []byte) error { return o.add(&o.urgent, encode) }
+
+// trail appends a small message that comes after the stream's body and must not wait.
+func (o *outbox) trail(encode func(b []byte) []byte) error { return o.add(&o.body, encode) }
+
+// add appends to queue, one of the outbox's own. A message that finds no room would be missed for ever, so it ends the
+// link.
+func (o *outbox) add(queue *[]byte, encode func(b []byte) []byte) error {
 	o.mu.Lock()
 	if o.err != nil {
 		o.mu.Unlock()
 		return o.err
 	}
-	if len(o.urgent) > maxUrgent {
+	if len(*queue) > maxUrgent {
 		o.mu.Unlock()
+		o.overflow(errStalledPeer)
 		return errStalledPeer
 	}
-	o.urgent = encode(buffer(o.urgent))
+	*queue = encode(buffer(*queue))
 	o.mu.Unlock()
 	o.signal()
 	return nil
@@ -177,23 +186,6 @@ func (o *outbox) trailers(quit <-chan struct{}, message []byte) error {
 		return err
 	}
 	o.body = append(buffer(o.body), message...)
-	o.mu.Unlock()
-	o.signal()
-	return nil
-}
-
-// trail appends a small message that comes after the stream's body and must not wait.
-func (o *outbox) trail(encode func(b []byte) []byte) error {
-	o.mu.Lock()
-	if o.err != nil {
-		o.mu.Unlock()
-		return o.err
-	}
-	if len(o.body) > maxUrgent {
-		o.mu.Unlock()
-		return errStalledPeer
-	}
-	o.body = encode(buffer(o.body))
 	o.mu.Unlock()
 	o.signal()
 	return nil

@@ -69,7 +69,7 @@ func testStream(id uint32) *stream {
 // order, and a caller may reuse its buffer as soon as offer has returned.
 func TestNothingIsLost(t *testing.T) {
 	const streams, size = 64, 300_000
-	o := newOutbox()
+	o := newOutbox(func(error) {})
 	var sums [streams + 1]uint32
 	var wg sync.WaitGroup
 	for id := uint32(1); id <= streams; id++ {
@@ -135,7 +135,7 @@ func TestNothingIsLost(t *testing.T) {
 // TestTurns has bulk streams share the link, with a small body and a head coming in between.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox()
+		o := newOutbox(func(error) {})
 		for id := range uint32(8) {
 			go func() { _, _ = o.offer(testStream(id+1), make([]byte, 1<<20), nil) }()
 			synctest.Wait()
@@ -184,7 +184,7 @@ func TestTurns(t *testing.T) {
 // TestWithdrawnOffer ends a stream while its bytes wait: what was not taken is not read again.
 func TestWithdrawnOffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox()
+		o := newOutbox(func(error) {})
 		st, p := testStream(1), bytes.Repeat([]byte{'x'}, 1<<20)
 		var n int
 		var err error
@@ -215,7 +215,7 @@ func TestWithdrawnOffer(t *testing.T) {
 // TestCloseWhileOffersWait wants everybody to be told, and what was gathered to be sent.
 func TestCloseWhileOffersWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox()
+		o := newOutbox(func(error) {})
 		gone := errors.New("gone")
 		errs := make(chan error, 30)
 		taken := make(chan int, 10)
@@ -275,7 +275,7 @@ func TestCloseWhileOffersWait(t *testing.T) {
 }
 
 func TestTextsGoFirst(t *testing.T) {
-	o := newOutbox()
+	o := newOutbox(func(error) {})
 	_ = o.control(func(b []byte) []byte { return messages.AppendReserved(b, 0) })
 	for i := range maxTexts {
 		if err := o.text(fmt.Append(nil, i)); err != nil {
@@ -297,7 +297,7 @@ func TestTextsGoFirst(t *testing.T) {
 
 // TestLargeBatchesAreCut gathers more than one message of a link can carry.
 func TestLargeBatchesAreCut(t *testing.T) {
-	o := newOutbox()
+	o := newOutbox(func(error) {})
 	largest := raw(messages.TypeHTTPResponse, 0, 7, string(make([]byte, messages.MaxPayload)))
 	want := 0
 	add := func(b []byte) {
@@ -384,7 +384,7 @@ func TestTrailersThatDoNotFit(t *testing.T) {
 // TestHeadGivesUp has a visitor leave while a head waits for room.
 func TestHeadGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox()
+		o := newOutbox(func(error) {})
 		large := func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil }
 		first, err := o.head(nil, large)
 		if err != nil || o.begun(first) {

@@ -54,7 +54,11 @@ func newAgent(t *testing.T, h http.HandlerFunc) *peer {
 // sends sends messages in one batch.
 func (p *peer) sends(list ...[]byte) {
 	p.t.Helper()
-	if err := p.conn.WriteBinary(bytes.Join(list, nil)); err != nil {
+	batch := list[0]
+	if len(list) > 1 {
+		batch = bytes.Join(list, nil)
+	}
+	if err := p.conn.WriteBinary(batch); err != nil {
 		p.t.Fatalf("peer cannot send: %v", err)
 	}
 	synctest.Wait()

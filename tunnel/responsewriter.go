@@ -34,6 +34,7 @@ type responseWriter struct {
 	written  int64  // body bytes taken
 	pending  []byte // body bytes taken and not yet sent
 	headSent bool
+	broken   error // why a part of the body could not be sent; what follows it is not sent either
 	hijacked bool
 	declared []string // names of trailers that the head announced
 	sniff    bool     // the head has no Content-Type and wants one
@@ -150,7 +151,15 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	if err := w.flush(p); err != nil {
 		return 0, err
 	}
-	return w.st.write(p, w.expired.wait())
+	return w.send(p)
+}
+
+// send sends the next piece of the body.
+func (w *responseWriter) send(p []byte) (n int, err error) {
+	if w.broken == nil {
+		n, w.broken = w.st.write(p, w.expired.wait())
+	}
+	return n, w.broken
 }
 
 // flush sends the head and what is pending. next is what follows, for the sniffer.
@@ -167,7 +176,7 @@ func (w *responseWriter) flush(next []byte) error {
 	if len(w.pending) == 0 {
 		return w.st.sendError()
 	}
-	_, err := w.st.write(w.pending, w.expired.wait())
+	_, err := w.send(w.pending)
 	w.pending = w.pending[:0]
 	return err
 }
@@ -269,11 +278,12 @@ func (w *responseWriter) finish() {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
-	if w.length >= 0 && w.written < w.length && w.method != http.MethodHead && bodyAllowed(w.status) {
+	bodyless := w.method == http.MethodHead || !bodyAllowed(w.status)
+	if w.broken != nil || w.length >= 0 && w.written < w.length && !bodyless {
 		w.abort() // a short body must not look complete
 		return
 	}
-	trailers, bodyless := w.trailers(), w.method == http.MethodHead || !bodyAllowed(w.status)
+	trailers := w.trailers()
 	if !w.headSent {
 		w.sniffType(nil)
 		if w.length < 0 && len(trailers) == 0 && bodyAllowed(w.status) && (w.method != http.MethodHead || w.written > 0) &&
@@ -288,9 +298,11 @@ func (w *responseWriter) finish() {
 	if bodyless {
 		trailers = nil
 	}
-	if w.flush(nil) == nil {
-		_ = w.st.endWith(trailers)
+	if w.flush(nil) != nil {
+		w.abort()
+		return
 	}
+	_ = w.st.endWith(trailers)
 	w.st.leave()
 }
 

@@ -365,6 +365,9 @@ func (b *responseBody) WriteTo(w io.Writer) (total int64, err error) {
 		size := c.w - c.r
 		releaseChunk(c)
 		total += int64(n)
+		if err == nil && n < size {
+			err = io.ErrShortWrite
+		}
 		if err != nil {
 			return total, err
 		}

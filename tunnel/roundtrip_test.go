@@ -244,6 +244,32 @@ func (b *lentBody) Close() error {
 	return nil
 }
 
+// TestWriteToAWriterThatFails wants WriteTo to say how far it came.
+func TestWriteToAWriterThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		for _, want := range []error{io.ErrClosedPipe, io.ErrShortWrite} {
+			id, b := p.streams()
+			p.sends(end(id, "hello"))
+			n, err := b.(io.WriterTo).WriteTo(failingWriter{want})
+			if n != 2 || err != want {
+				t.Errorf("WriteTo returned %d, %v, want 2, %v", n, err, want)
+			}
+			b.Close()
+		}
+	})
+}
+
+// A failingWriter takes two bytes and fails, or says nothing if it is to be io.ErrShortWrite.
+type failingWriter struct{ err error }
+
+func (w failingWriter) Write([]byte) (int, error) {
+	if w.err == io.ErrShortWrite {
+		return 2, nil
+	}
+	return 2, w.err
+}
+
 // TestFullDuplex talks to a handler line by line, both ways at once.
 func TestFullDuplex(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

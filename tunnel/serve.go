@@ -92,7 +92,7 @@ func (s *Session) served() {
 func (st *stream) serve(handler http.Handler, head messages.HTTPRequest, flags messages.Flags) {
 	ctx, cancel := context.WithCancel(context.Background())
 	st.mu.Lock()
-	if st.onQuit = cancel; st.quitted {
+	if st.onShut = cancel; st.isShut {
 		cancel()
 	}
 	st.mu.Unlock()
@@ -189,6 +189,13 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Buffered returns how many bytes can be read without waiting.
+func (b *requestBody) Buffered() int {
+	b.st.mu.Lock()
+	defer b.st.mu.Unlock()
+	return b.st.in.size
 }
 
 // Close gives up what was not read.

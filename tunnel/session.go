@@ -97,11 +97,13 @@ func NewSession(conn Conn, config Config) *Session {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Session{
-		conn: conn, config: config, out: newOutbox(),
+	s := &Session{
+		conn: conn, config: config,
 		ended: make(chan struct{}), written: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
 		streams: make(map[uint32]*stream),
 	}
+	s.out = newOutbox(s.Close)
+	return s
 }
 
 // Run carries the link until it ends, for which it returns the reason: ctx's cause, ErrSilent, an error that wraps

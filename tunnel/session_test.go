@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,21 +74,21 @@ func TestRunEnds(t *testing.T) {
 // TestRunWaitsForHandlers wants nothing of a session to run after Run.
 func TestRunWaitsForHandlers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		returned := false
+		var returned atomic.Bool
 		p := newAgent(t, func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			time.Sleep(time.Minute)
-			returned = true
+			returned.Store(true)
 		})
 		p.sends(requests(1, "GET", "/", messages.FlagEnd))
 		start := time.Now()
 		p.s.Close(errEnough)
 		<-p.s.Ended()
-		if returned {
+		if returned.Load() {
 			t.Error("Ended was closed only after the handlers")
 		}
-		if <-p.s.Done(); !returned || time.Since(start) != time.Minute {
-			t.Errorf("Run ended after %v, handler returned: %v", time.Since(start), returned)
+		if <-p.s.Done(); !returned.Load() || time.Since(start) != time.Minute {
+			t.Errorf("Run ended after %v, handler returned: %v", time.Since(start), returned.Load())
 		}
 	})
 }

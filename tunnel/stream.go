@@ -59,7 +59,8 @@ type stream struct {
 	writeWake chan struct{}
 
 	quitted bool   // quit is closed
-	onQuit  func() // called once when quit is closed; must not call the stream
+	isShut  bool   // ended early, as a whole
+	onShut  func() // called when both halves are ended early; must not call the stream
 	removed bool   // no longer in Session.streams; guarded by Session.mu
 }
 
@@ -384,6 +385,9 @@ func (st *stream) shut(err error, drop bool) bool {
 		st.in.clear()
 	}
 	st.quitLocked()
+	if st.isShut = true; st.onShut != nil {
+		st.onShut()
+	}
 	over := st.overLocked()
 	st.mu.Unlock()
 	wake(st.readWake)
@@ -395,9 +399,6 @@ func (st *stream) quitLocked() {
 	if !st.quitted {
 		st.quitted = true
 		close(st.quit)
-		if st.onQuit != nil {
-			st.onQuit()
-		}
 	}
 }
 

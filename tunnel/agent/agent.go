@@ -68,6 +68,10 @@ type Options struct {
 	// PingInterval is the silence after which the link is pinged; after twice as long it is dialled anew. Zero or
 	// negative means 10 s.
 	PingInterval time.Duration
+	// MaxStreams is how many requests may be open at once; further ones are refused, and the edge tries another agent or
+	// answers 503. Zero or negative means 4000: the limit that counts is the edge's, 1000 unless its operator says
+	// otherwise.
+	MaxStreams int
 	// DrainTimeout is how long running requests may take when Run is to end. Zero means 15 s, negative no time at all.
 	DrainTimeout time.Duration
 	// Logger gets what a person wants to know; nil discards.
@@ -133,6 +137,9 @@ func New(o Options) (*Agent, error) {
 	audience := signedHost(u)
 	if o.Services, err = checkServices(o.Services, audience); err != nil {
 		return nil, err
+	}
+	if o.MaxStreams <= 0 {
+		o.MaxStreams = 4 * tunnel.DefaultMaxStreams
 	}
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 15 * time.Second

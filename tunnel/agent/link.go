@@ -76,7 +76,7 @@ func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, e
 		waiting: services, kept: services, services: make(map[uint32]Service),
 	}
 	l.session = tunnel.NewSession(conn, tunnel.Config{
-		Handler: l.handler, PingInterval: a.options.PingInterval,
+		Handler: l.handler, PingInterval: a.options.PingInterval, MaxStreams: a.options.MaxStreams,
 		OnText: l.handleText, OnDisconnect: l.handleDisconnect, Logger: a.log,
 	})
 	for _, s := range services {

@@ -126,7 +126,7 @@ func receive[T any](t testing.TB, why string, c <-chan T) T {
 	}
 }
 
-// gauge returns the value of a metric, summed over its labels if the name has none.
+// metric returns the value of a series, or the sum of all of a metric if name has no label.
 func (e *edge) metric(name string) (sum float64) {
 	e.t.Helper()
 	for series, v := range gather(e.t.(*testing.T), e.reg) {

@@ -239,6 +239,27 @@ func TestRegistrationIsRefused(t *testing.T) {
 	}
 }
 
+func TestReplayedRequestIsRefused(t *testing.T) {
+	e := newEdge(t, Options{})
+	key := newKey(t)
+	a := e.dial(key, nil)
+	captured := signed(t, key, a.challenge, identity.Registration{})
+	for range 2 { // on its own link it is good for more than once
+		if err := a.session.SendText(captured); err != nil {
+			t.Fatal(err)
+		}
+		if got := receive(t, "an answer", a.answers); got.Error != nil {
+			t.Errorf("on its own link: %+v", got.Error)
+		}
+	}
+	_ = a.conn.Close()
+	receive(t, "the end of the link", a.ended)
+	answer, _ := e.firstAnswer(func(c tunnel.Conn, challenge string) { _ = c.WriteText(captured) })
+	if answer.Error == nil || answer.Error.Code != messages.RefuseChallenge {
+		t.Errorf("on a later link: %+v, want %s", answer, messages.RefuseChallenge)
+	}
+}
+
 func TestBinaryBeforeRegistrationIsRefused(t *testing.T) {
 	e := newEdge(t, Options{})
 	for _, size := range []int{0, 9, 20 << 10} {

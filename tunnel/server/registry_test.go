@@ -227,6 +227,45 @@ func TestTakeoverEndToEnd(t *testing.T) {
 	e.wantError("nobody is left", e.get(host, "/"), agentAwayError())
 }
 
+// Agents that take a name from each other all the time neither block each other nor leave anything behind.
+func TestTakeoverRace(t *testing.T) {
+	e := newEdge(t, Options{})
+	key := newKey(t)
+	agents := []*agent{e.dial(key, saying("x")), e.dial(key, saying("x")), e.dial(key, saying("x"))}
+	var wg sync.WaitGroup
+	for _, a := range agents {
+		wg.Go(func() { // ends after its rounds
+			for range 30 {
+				_ = a.session.SendText(signed(t, key, a.challenge, identity.Registration{}))
+				if got := receive(t, "an answer", a.answers); got.Error != nil {
+					t.Errorf("refused: %+v", got.Error)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	host := key.Public().Thumbprint().Label("") + "." + testDomain
+	e.wantBody("the newest serves", e.get(host, "/"), 200, "x")
+	eventually(t, "one is left", func() bool { return e.metric("harp_registrations") == 1 })
+	told := 0
+	eventually(t, "all others were told", func() bool {
+		for _, a := range agents {
+			for len(a.disconnects) > 0 {
+				<-a.disconnects
+				told++
+			}
+		}
+		return told == 3*30-1
+	})
+	for _, a := range agents {
+		_ = a.conn.Close()
+	}
+	eventually(t, "nothing is left", func() bool { return e.metric("harp_registrations")+e.metric("harp_links") == 0 })
+	if len(e.routes.hosts) != 0 {
+		t.Errorf("routes left: %v", e.routes.hosts)
+	}
+}
+
 // A link that has lost its last name may end what runs on it, and is closed some time later; one that has others stays.
 func TestReplacedLinkMayFinish(t *testing.T) {
 	e := newEdge(t, Options{})
@@ -339,5 +378,49 @@ func TestStandbyServesWhileNoOtherIsThere(t *testing.T) {
 	eventually(t, "the standby serves again", func() bool { return e.get(host, "/").body == "standby" })
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// Once a request may have been processed only what is safe goes to another agent.
+func TestLinkThatDiesUnderARequest(t *testing.T) {
+	e := newEdge(t, Options{})
+	key := newKey(t)
+	_, host := e.publishAs(key, identity.Registration{Mode: identity.ModeStandby, Instance: "b"}, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "other ", r.Method)
+	})
+	for _, test := range []struct {
+		method, body string
+		want         string
+	}{
+		{"GET", "", "other GET"}, {"HEAD", "", ""}, {"OPTIONS", "", "other OPTIONS"}, {"TRACE", "", "other TRACE"},
+		{"POST", "", "link-lost"}, {"PUT", "", "link-lost"}, {"DELETE", "", "link-lost"}, {"PATCH", "x", "link-lost"},
+		{"GET", "with a body", "link-lost"}, {"get", "", "link-lost"},
+	} {
+		a := e.script(key, identity.Registration{Instance: "a"})
+		done := make(chan answer, 1)
+		go func() {
+			var body io.Reader
+			if test.body != "" {
+				body = strings.NewReader(test.body)
+			}
+			got, err := e.ask(test.method, "http://"+host, body)
+			if err != nil {
+				t.Errorf("%s: %v", test.method, err)
+			}
+			done <- got
+		}()
+		a.awaits("the request", messages.TypeHTTPRequest)
+		a.conn.Close()
+		if got := receive(t, "the answer", done); got.body != test.want && got.code() != test.want {
+			t.Errorf("%s %q: %d %s %q, want %q", test.method, test.body, got.StatusCode, got.code(), got.body, test.want)
+		}
+	}
+	for _, method := range []string{"GET", "POST"} { // on a link that is draining nothing has been processed
+		a, _ := e.publishAs(key, identity.Registration{Instance: "a"}, saying("no"))
+		e.linkOf("a").session.Disconnect(messages.Disconnect{Code: messages.DisconnectDraining})
+		if got, err := e.ask(method, "http://"+host, nil); err != nil || got.body != "other "+method {
+			t.Errorf("%s beside a link that is draining: %q, %v", method, got.body, err)
+		}
+		_ = a.conn.Close()
 	}
 }

@@ -183,9 +183,9 @@ func TestWebSocketMessageLimit(t *testing.T) {
 		got <- string(b)
 		c.Close()
 	}))
-	good := masked(text, 600) + masked(fin|ping, 4) + masked(fin|continuation, 400) + masked(fin|binaryData, 1000)
+	good := masked(opText, 600) + masked(fin|opPing, 4) + masked(fin|opContinuation, 400) + masked(fin|opBinary, 1000)
 	v, _ := e.upgrade(host, "WebSocket", "")
-	long := good + masked(fin|text, 500_000)
+	long := good + masked(fin|opText, 500_000)
 	for i := 0; i < len(long); i += 701 { // so that heads get split
 		if _, err := io.WriteString(v, long[i:min(i+701, len(long))]); err != nil {
 			t.Fatalf("the visitor's write of byte %d: %v; its farewell must not be taken back", i, err)
@@ -211,10 +211,10 @@ func TestWebSocketMessageLimitOfTheAgent(t *testing.T) {
 	t.Parallel()
 	e := newEdge(t, Options{MaxBody: 70000})
 	got := make(chan string, 1)
-	exact := string(frame(fin|binaryData, 70000, false, 70000))
+	exact := string(frame(fin|opBinary, 70000, false, 70000))
 	_, host := e.publish(upgrading(t, "websocket", func(c net.Conn, rw *bufio.ReadWriter) {
 		go func() { // ends with the connection
-			for _, part := range []string{exact, exact[:1], exact[1:5], exact[5:], string(frame(fin|binaryData, 70001, false, 70001))} {
+			for _, part := range []string{exact, exact[:1], exact[1:5], exact[5:], string(frame(fin|opBinary, 70001, false, 70001))} {
 				if _, err := io.WriteString(c, part); err != nil {
 					return
 				}
@@ -225,42 +225,45 @@ func TestWebSocketMessageLimitOfTheAgent(t *testing.T) {
 		got <- string(b)
 		c.Close()
 	}))
-	v, _ := e.upgrade(host, "websocket", masked(fin|text, 3))
+	v, _ := e.upgrade(host, "websocket", masked(fin|opText, 3))
 	if rest, err := v.rest(); rest != exact+exact+close1009 || err != nil {
 		t.Errorf("the visitor got %d bytes ending in %q, %v; want two messages and close frame 1009", len(rest), rest[max(0, len(rest)-8):], err)
 	}
-	if b := receive(t, "what the agent got", got); b != masked(fin|text, 3)+"\x88\x82\x00\x00\x00\x00\x03\xf1" {
+	if b := receive(t, "what the agent got", got); b != masked(fin|opText, 3)+"\x88\x82\x00\x00\x00\x00\x03\xf1" {
 		t.Errorf("the agent got %q, want its message and close frame 1009", b)
 	}
 }
 
-// A close frame must not be written into the middle of another frame, which it could complete.
+// A close frame must not be written into the middle of another frame, which it could complete: it comes behind the
+// rest of that, or not at all.
 func TestWebSocketFarewellInTheMiddleOfAFrame(t *testing.T) {
 	t.Parallel()
-	e := newEdge(t, Options{MaxBody: 1000})
-	sent, got := make(chan struct{}), make(chan string, 1)
-	half := string(frame(fin|binaryData, 10, false, 6)) // four bytes short, as many as a close frame has
-	_, host := e.publish(upgrading(t, "websocket", func(c net.Conn, rw *bufio.ReadWriter) {
-		io.WriteString(c, half)
-		b := make([]byte, 6)
-		_, _ = io.ReadFull(rw, b)
-		close(sent)
-		b, _ = io.ReadAll(rw)
-		got <- string(b)
-		c.Close()
-	}))
-	v, _ := e.upgrade(host, "websocket", "\x81\x80\x00\x00\x00\x00")
-	first := make([]byte, len(half))
-	if _, err := io.ReadFull(v.r, first); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, "the agent to be ready", sent)
-	v.says("", masked(fin|text, 2000))
-	if rest, err := v.rest(); rest != "" || err != nil {
-		t.Errorf("after half a frame the visitor got %q, %v; want it cut off", rest, err)
-	}
-	if b := receive(t, "what the agent got", got); b != "\x88\x82\x00\x00\x00\x00\x03\xf1" {
-		t.Errorf("the agent got %q, want close frame 1009", b)
+	whole := string(frame(fin|opBinary, 10, false, 10))
+	half := whole[:len(whole)-4] // short by as much as a close frame has
+	for rest, want := range map[string]string{"": "", whole[len(half):] + "\x82\x03": whole[len(half):] + close1009} {
+		e := newEdge(t, Options{MaxBody: 1000})
+		sent, got := make(chan struct{}), make(chan string, 1)
+		_, host := e.publish(upgrading(t, "websocket", func(c net.Conn, rw *bufio.ReadWriter) {
+			io.WriteString(c, half)
+			_, _ = io.ReadFull(rw, make([]byte, 6))
+			close(sent)
+			b, _ := io.ReadAll(rw)
+			io.WriteString(c, rest)
+			got <- string(b)
+			c.Close()
+		}))
+		v, _ := e.upgrade(host, "websocket", "\x81\x80\x00\x00\x00\x00")
+		if _, err := io.ReadFull(v.r, make([]byte, len(half))); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, "the agent to be ready", sent)
+		v.says("", masked(fin|opText, 2000))
+		if b, err := v.rest(); b != want || err != nil {
+			t.Errorf("after half a frame, and then %q, the visitor got %q, %v; want %q", rest, b, err, want)
+		}
+		if b := receive(t, "what the agent got", got); b != "\x88\x82\x00\x00\x00\x00\x03\xf1" {
+			t.Errorf("the agent got %q, want close frame 1009", b)
+		}
 	}
 }
 
@@ -268,7 +271,7 @@ func TestWebSocketWithoutALimit(t *testing.T) {
 	e := newEdge(t, Options{MaxBody: -1})
 	_, host := e.publish(upgrading(t, "websocket", echo))
 	v, _ := e.upgrade(host, "websocket", "")
-	message := masked(fin|binaryData, 2_000_000)
+	message := masked(fin|opBinary, 2_000_000)
 	go v.says("", message)
 	got := make([]byte, len(message))
 	if _, err := io.ReadFull(v.r, got); err != nil || string(got) != message {
@@ -282,7 +285,7 @@ func TestWebSocketLimitWhileTheVisitorDoesNotRead(t *testing.T) {
 	e := newEdge(t, Options{MaxBody: 1000})
 	_, host := e.publish(upgrading(t, "websocket", func(c net.Conn, rw *bufio.ReadWriter) {
 		defer c.Close()
-		for p := bytes.Repeat(frame(fin|binaryData, 900, false, 900), 100); ; {
+		for p := bytes.Repeat(frame(fin|opBinary, 900, false, 900), 100); ; {
 			if _, err := c.Write(p); err != nil {
 				return
 			}
@@ -295,7 +298,7 @@ func TestWebSocketLimitWhileTheVisitorDoesNotRead(t *testing.T) {
 		return before > 0 && before == e.metric("harp_visitor_bytes_total{direction=out}")
 	})
 	start := time.Now()
-	v.says("", masked(fin|text, 1001))
+	v.says("", masked(fin|opText, 1001))
 	eventually(t, "the connection is ended", func() bool { return e.metric("harp_streams") == 0 })
 	if took := time.Since(start); took > 3*linger {
 		t.Errorf("it took %v", took)

@@ -32,12 +32,12 @@ func frame(first byte, size uint64, masked bool, payload int) []byte {
 func frames(all ...[]byte) []byte { return bytes.Join(all, nil) }
 
 const (
-	fin          = 0x80
-	continuation = 0x0
-	text         = 0x1
-	binaryData   = 0x2
-	closing      = 0x8
-	ping         = 0x9
+	fin            = 0x80
+	opContinuation = 0x0
+	opText         = 0x1
+	opBinary       = 0x2
+	opClose        = 0x8
+	opPing         = 0x9
 )
 
 func TestFrameFollower(t *testing.T) {
@@ -49,34 +49,34 @@ func TestFrameFollower(t *testing.T) {
 		stop  []byte // what must not, empty if nothing is over the limit
 	}{
 		{"nothing", 10, nil, nil},
-		{"no limit", 0, full(fin|text, 1000, true), nil},
+		{"no limit", 0, full(fin|opText, 1000, true), nil},
 		{"no limit, and no WebSocket", -1, []byte("anything"), nil},
-		{"exactly the limit, masked", 1000, full(fin|text, 1000, true), nil},
-		{"exactly the limit, unmasked", 1000, full(fin|binaryData, 1000, false), nil},
-		{"a byte more", 1000, nil, full(fin|text, 1001, true)},
-		{"a byte more in 7 bits", 10, nil, full(fin|text, 11, false)},
-		{"a byte more in 64 bits", 1 << 16, nil, frame(fin|text, 1<<16+1, false, 3)},
-		{"a length with its highest bit", math.MaxInt64, nil, frame(fin|binaryData, 1<<63, true, 9)},
-		{"all bits of the length", math.MaxInt64, nil, frame(fin|binaryData, math.MaxUint64, false, 9)},
-		{"the largest length", math.MaxInt64, frame(fin|binaryData, math.MaxInt64, false, 100), nil},
-		{"many messages at the limit", 200, bytes.Repeat(full(fin|text, 200, true), 10), nil},
-		{"the second is too large", 200, full(fin|text, 200, true), full(fin|text, 201, true)},
-		{"fragments up to the limit", 300, frames(full(text, 100, true), full(continuation, 100, true), full(fin|continuation, 100, true)), nil},
-		{"a fragment over the limit", 300, frames(full(text, 100, true), full(continuation, 100, true)), full(fin|continuation, 101, true)},
-		{"fragments whose sum overflows", math.MaxInt64 - 10, full(text, 100, false), frame(continuation, math.MaxInt64-50, false, 5)},
+		{"exactly the limit, masked", 1000, full(fin|opText, 1000, true), nil},
+		{"exactly the limit, unmasked", 1000, full(fin|opBinary, 1000, false), nil},
+		{"a byte more", 1000, nil, full(fin|opText, 1001, true)},
+		{"a byte more in 7 bits", 10, nil, full(fin|opText, 11, false)},
+		{"a byte more in 64 bits", 1 << 16, nil, frame(fin|opText, 1<<16+1, false, 3)},
+		{"a length with its highest bit", math.MaxInt64, nil, frame(fin|opBinary, 1<<63, true, 9)},
+		{"all bits of the length", math.MaxInt64, nil, frame(fin|opBinary, math.MaxUint64, false, 9)},
+		{"the largest length", math.MaxInt64, frame(fin|opBinary, math.MaxInt64, false, 100), nil},
+		{"many messages at the limit", 200, bytes.Repeat(full(fin|opText, 200, true), 10), nil},
+		{"the second is too large", 200, full(fin|opText, 200, true), full(fin|opText, 201, true)},
+		{"fragments up to the limit", 300, frames(full(opText, 100, true), full(opContinuation, 100, true), full(fin|opContinuation, 100, true)), nil},
+		{"a fragment over the limit", 300, frames(full(opText, 100, true), full(opContinuation, 100, true)), full(fin|opContinuation, 101, true)},
+		{"fragments whose sum overflows", math.MaxInt64 - 10, full(opText, 100, false), frame(opContinuation, math.MaxInt64-50, false, 5)},
 		{"control frames between fragments do not count", 200,
-			frames(full(text, 100, true), full(fin|ping, 125, true), full(fin|continuation, 100, true)), nil},
+			frames(full(opText, 100, true), full(fin|opPing, 125, true), full(fin|opContinuation, 100, true)), nil},
 		{"nor do they end the message", 200,
-			frames(full(text, 100, true), full(fin|ping, 10, true)), full(fin|continuation, 101, true)},
+			frames(full(opText, 100, true), full(fin|opPing, 10, true)), full(fin|opContinuation, 101, true)},
 		{"a new message has the whole limit again", 200,
-			frames(full(text, 100, true), full(fin|continuation, 100, true), full(fin|binaryData, 200, true), full(fin|closing, 2, true)), nil},
-		{"a message begun inside another one still counts", 200, full(text, 150, true), full(text, 150, true)},
-		{"a small limit does not stop control frames", 1, frames(full(fin|text, 1, true), full(fin|ping, 125, true)), nil},
-		{"a control frame of 126 bytes, which there is not", 1000, nil, full(fin|ping, 126, true)},
-		{"a huge control frame", 1000, full(fin|text, 5, true), frame(fin|closing, 1<<40, true, 50)},
-		{"a control frame of a negative length", 1000, nil, frame(fin|ping, 1<<63, true, 50)},
+			frames(full(opText, 100, true), full(fin|opContinuation, 100, true), full(fin|opBinary, 200, true), full(fin|opClose, 2, true)), nil},
+		{"a message begun inside another one still counts", 200, full(opText, 150, true), full(opText, 150, true)},
+		{"a small limit does not stop control frames", 1, frames(full(fin|opText, 1, true), full(fin|opPing, 125, true)), nil},
+		{"a control frame of 126 bytes, which there is not", 1000, nil, full(fin|opPing, 126, true)},
+		{"a huge control frame", 1000, full(fin|opText, 5, true), frame(fin|opClose, 1<<40, true, 50)},
+		{"a control frame of a negative length", 1000, nil, frame(fin|opPing, 1<<63, true, 50)},
 		{"a reserved opcode counts as data", 100, full(fin|0x3, 100, true), full(fin|0x7, 101, true)},
-		{"empty frames", 10, bytes.Repeat(full(continuation, 0, true), 100), nil},
+		{"empty frames", 10, bytes.Repeat(full(opContinuation, 0, true), 100), nil},
 	} {
 		stream := frames(test.pass, test.stop)
 		got, err := followAll(test.limit, stream, nil)
@@ -113,7 +113,7 @@ func followAll(limit int64, stream, sizes []byte) (passed []byte, err error) {
 
 func TestFrameFollowerHoldsLittle(t *testing.T) {
 	f := frameFollower{limit: 1 << 20}
-	p := frame(fin|text, 70000, true, 0)
+	p := frame(fin|opText, 70000, true, 0)
 	for i := range p[:len(p)-1] {
 		if pass, err := f.follow(p[:i+1]); pass != 0 || err != nil {
 			t.Errorf("%d bytes of a head: %d passed, %v", i+1, pass, err)
@@ -133,10 +133,10 @@ func TestFrameFollowerHoldsLittle(t *testing.T) {
 // FuzzFrameFollower: how the bytes are cut changes nothing, and what passes is whole frames whose messages keep to the
 // limit, as a plain reading of RFC 6455 finds.
 func FuzzFrameFollower(f *testing.F) {
-	f.Add(int64(5), frames(frame(fin|text, 5, true, 5), frame(fin|text, 6, false, 6)), []byte{1, 2, 3})
-	f.Add(int64(300), frames(frame(text, 200, true, 200), frame(fin|ping, 3, true, 3), frame(fin|continuation, 200, true, 200)), []byte{7})
-	f.Add(int64(10), frame(fin|binaryData, 1<<63, true, 4), []byte{1, 1, 1, 1, 1, 1, 1, 1, 1, 1})
-	f.Add(int64(1000), frame(fin|closing, 1<<40, false, 4), []byte{})
+	f.Add(int64(5), frames(frame(fin|opText, 5, true, 5), frame(fin|opText, 6, false, 6)), []byte{1, 2, 3})
+	f.Add(int64(300), frames(frame(opText, 200, true, 200), frame(fin|opPing, 3, true, 3), frame(fin|opContinuation, 200, true, 200)), []byte{7})
+	f.Add(int64(10), frame(fin|opBinary, 1<<63, true, 4), []byte{1, 1, 1, 1, 1, 1, 1, 1, 1, 1})
+	f.Add(int64(1000), frame(fin|opClose, 1<<40, false, 4), []byte{})
 	f.Add(int64(0), []byte("no limit"), []byte{3})
 	f.Fuzz(func(t *testing.T, limit int64, stream, sizes []byte) {
 		passed, verdict := followAll(limit, stream, nil)
