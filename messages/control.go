@@ -36,7 +36,7 @@ type CancelCode uint8
 
 // The codes of Cancel and WSTeardown. A receiver takes one that it does not know for CancelInternal.
 const (
-	CancelEnough      CancelCode = 0  // nothing failed: no more of the request body is wanted
+	CancelEnough      CancelCode = 0  // nothing failed: no more of what the receiver sends is wanted
 	CancelRefused     CancelCode = 1  // nothing was processed: the request may be sent elsewhere
 	CancelAborted     CancelCode = 2  // the visitor went away, or the connection beyond was reset
 	CancelProtocol    CancelCode = 3  // the peer broke the protocol on this stream

@@ -58,7 +58,7 @@ func ParseHTTPRequest(payload string) (r HTTPRequest, err error) {
 }
 
 // An HTTPResponse is the head of a response. A status below 200 is interim: another HTTPResponse follows.
-// WSResponse has the same form; with status 101, WSMessage follows in both directions, else a Body.
+// WSResponse has the same form; its bytes, also the body of an answer other than 101, travel in WSMessage.
 type HTTPResponse struct {
 	Status int    // 100 to 999
 	Fields Fields // header fields but the hop-by-hop ones

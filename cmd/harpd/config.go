@@ -70,7 +70,7 @@ func (c *config) declare(cmd *cobra.Command, checkOnly *bool) {
 		"files takes --cert and --cert-key; off is for use behind a TLS terminator; auto and internal are not in this version")
 	f.String(&c.Cert, "cert FILE", "", "certificate for DOMAIN and *.DOMAIN with its chain, PEM")
 	f.String(&c.CertKey, "cert-key FILE", "", "key of the certificate, PEM")
-	f.String(&c.DataDir, "data-dir FOLDER", defaultDataDir(), "for what must outlive a restart")
+	f.String(&c.DataDir, "data-dir FOLDER", defaultDataDir(), "for what must outlive a restart; of no use in this version, which keeps nothing")
 
 	f.Group("Trust")
 	f.String(&c.AuthorizedKeys, "authorized-keys FILE", "",

@@ -19,7 +19,8 @@ func main() {
 const about = `harpd is the public server of HARP. Agents dial in from private networks, and each gets a
 hostname under --domain that follows from its key: no accounts, no database.
 
-Exit codes: 0 stopped by SIGINT or SIGTERM, after open requests had their time; 1 anything else.
+Exit codes: 0 stopped by SIGINT or SIGTERM, after open requests had their time; 1 anything else, 4 a key that
+harpd dev cannot use.
 A second signal stops at once.`
 
 const examples = `  harpd dev                                     try everything on this machine

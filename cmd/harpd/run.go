@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ const (
 	drainTimeout   = 15 * time.Second // for open requests when harpd is told to stop
 	headTimeout    = 20 * time.Second // for a visitor's request head
 	idleTimeout    = 2 * time.Minute  // between two requests of a visitor
-	maxHeadBytes   = 128 << 10        // of a visitor's request
+	maxHeadBytes   = 256 << 10        // of a visitor's request; the edge refuses half of it already, with a page
 	h2StreamWindow = 1 << 20          // bytes that an HTTP/2 visitor may send ahead on one stream
 )
 
@@ -209,14 +210,14 @@ func redirectToHTTPS(addr net.Addr) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
+		if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+			host = host[:i]
 		}
-		if host == "" || r.URL.Path == "" || r.URL.Path[0] != '/' {
+		if host == "" || !strings.HasPrefix(r.RequestURI, "/") {
 			http.Error(w, "this server speaks HTTPS", http.StatusBadRequest)
 			return
 		}
-		w.Header().Set("Location", "https://"+host+port+r.URL.RequestURI())
+		w.Header().Set("Location", "https://"+host+port+r.RequestURI)
 		w.Header().Set("Content-Length", "0")
 		w.WriteHeader(http.StatusPermanentRedirect)
 	})
@@ -227,13 +228,13 @@ func drain(edge *server.Server, servers map[net.Listener]*http.Server, limit tim
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
-	wg.Go(func() {
+	wg.Go(func() { // ends with ctx
 		if err := edge.Shutdown(ctx); err != nil {
 			log.Warn("some requests were cut off", "error", err)
 		}
 	})
 	for _, s := range servers {
-		wg.Go(func() {
+		wg.Go(func() { // ends with ctx
 			if s.Shutdown(ctx) != nil {
 				_ = s.Close()
 			}

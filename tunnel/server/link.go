@@ -78,7 +78,7 @@ func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 		scheme = "https" // a claim, but it only goes into the URL that this agent is told
 	}
 	l := &link{
-		server: s, conn: conn, challenge: challenge, visitor: addr, loopback: connAddr(r).IsLoopback(),
+		server: s, conn: conn, challenge: challenge, visitor: addr, loopback: addr.IsLoopback(),
 		scheme: scheme, port: portOf(r.Host, scheme), since: time.Now(),
 		registrations: make(map[uint32]*registration),
 	}

@@ -77,6 +77,8 @@ func (v *visit) admit() *visitorError {
 		return refused(badRequestError("the request target or the host has a blank or a control character"), "")
 	case r.ContentLength == 0 && !isZero(r.Header["Content-Length"]): // HTTP/2 can say this
 		return refused(badRequestError("Content-Length announces a body, and there is none"), "")
+	case headBytes(r) > maxRequestHead:
+		return refused(headTooLargeError(), limitHead)
 	case !s.visits.allow(visitorKey(v.addr)):
 		return refused(rateLimitedError(), limitVisitorRate)
 	case !s.hosts.allow(v.to.label):
@@ -92,6 +94,17 @@ func (v *visit) admit() *visitorError {
 		v.timeout = min(v.timeout, d)
 	}
 	return nil
+}
+
+// headBytes is about how long the head of r was on the wire, in bytes.
+func headBytes(r *http.Request) int {
+	n := len(r.Method) + len(r.RequestURI) + len(r.Host)
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(v) + len(": \r\n")
+		}
+	}
+	return n
 }
 
 // isZero reports whether a Content-Length field is absent or zero.

@@ -9,8 +9,6 @@ import (
 	"github.com/harp-tunnel/harp/identity"
 )
 
-func validLabel(s string) bool { return identity.ValidLabel(s) }
-
 // maxRemembered bounds the labels that are remembered after their agent has gone.
 const maxRemembered = 100_000
 

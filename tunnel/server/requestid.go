@@ -13,7 +13,7 @@ const maxRequestID = 128
 // requestID returns the X-Request-Id under which r goes through logs and error pages: the visitor's own if there
 // is exactly one and it is 1 to 128 visible ASCII characters, else 32 new hex digits. Whether a trusted proxy
 // handed the request on makes no difference: an id grants nothing, it is only found again in a log.
-func requestID(r *http.Request, _ bool) string {
+func requestID(r *http.Request) string {
 	if own := r.Header["X-Request-Id"]; len(own) == 1 && validRequestID(own[0]) {
 		return own[0]
 	}

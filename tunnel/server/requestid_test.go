@@ -27,22 +27,19 @@ func TestRequestID(t *testing.T) {
 		{[]string{"a", "b"}, false},
 	}
 	for _, tt := range tests {
-		for _, trusted := range []bool{false, true} {
-			r := &http.Request{Header: http.Header{"X-Request-Id": tt.own}}
-			got := requestID(r, trusted)
-			if tt.kept && got != tt.own[0] {
-				t.Errorf("requestID with %q = %q, want the visitor's own", tt.own, got)
-			}
-			if !tt.kept && !made.MatchString(got) {
-				t.Errorf("requestID with %q = %q, want a new one", tt.own, got)
-			}
+		got := requestID(&http.Request{Header: http.Header{"X-Request-Id": tt.own}})
+		if tt.kept && got != tt.own[0] {
+			t.Errorf("requestID with %q = %q, want the visitor's own", tt.own, got)
+		}
+		if !tt.kept && !made.MatchString(got) {
+			t.Errorf("requestID with %q = %q, want a new one", tt.own, got)
 		}
 	}
 	r := &http.Request{Header: http.Header{}}
-	if first := requestID(r, false); first == requestID(r, false) {
+	if first := requestID(r); first == requestID(r) {
 		t.Error("two requests got the same id")
 	}
-	if n := testing.AllocsPerRun(100, func() { requestID(r, false) }); n > 1 {
+	if n := testing.AllocsPerRun(100, func() { requestID(r) }); n > 1 {
 		t.Errorf("%v allocations for a new id, want one", n)
 	}
 }
@@ -51,6 +48,6 @@ func BenchmarkRequestID(b *testing.B) {
 	r := &http.Request{Header: http.Header{}}
 	b.ReportAllocs()
 	for b.Loop() {
-		requestID(r, false)
+		requestID(r)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/harp-tunnel/harp/identity"
 	"github.com/harp-tunnel/harp/messages"
 	"github.com/harp-tunnel/harp/tunnel"
 )
@@ -31,6 +32,7 @@ const (
 	maxPendingLinks  = 1024             // links that have not registered yet
 	registerTimeout  = 10 * time.Second // for a link's first registration
 	maxRegistrations = 64               // in force on one link
+	maxRequestHead   = 128 << 10        // bytes of a visitor's request head
 	replacedGrace    = time.Minute      // for the running streams of a link that has lost its last registration
 )
 
@@ -49,7 +51,7 @@ type Options struct {
 	// PingInterval is the silence after which a link is pinged; after twice as long it is dropped. Zero means 10 s.
 	PingInterval time.Duration
 	// RateLimit and RateBurst bound the requests a second to one hostname, and how many may come at once.
-	// A zero RateLimit means 100 and 500, a negative one no limit.
+	// Zero means 100 and 500; a negative RateLimit means no limit.
 	RateLimit float64
 	RateBurst int
 	// VisitorRateLimit and VisitorRateBurst are the same for one visitor's address (IPv6: its /64). Zero means no limit.
@@ -57,7 +59,7 @@ type Options struct {
 	VisitorRateBurst int
 	// MaxStreams is how many requests may be open at once on one link. Zero means 1000.
 	MaxStreams int
-	// AuthorizedKeys is a file with the keys that may register; empty means anyone may.
+	// AuthorizedKeys is a file with the keys that may register; empty means anyone may. Run follows its changes.
 	AuthorizedKeys string
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
@@ -128,7 +130,10 @@ func (o Options) withDefaults() Options {
 		o.PingInterval = tunnel.DefaultPingInterval
 	}
 	if o.RateLimit == 0 {
-		o.RateLimit, o.RateBurst = DefaultRateLimit, max(o.RateBurst, DefaultRateBurst)
+		o.RateLimit = DefaultRateLimit
+	}
+	if o.RateBurst <= 0 {
+		o.RateBurst = DefaultRateBurst
 	}
 	if o.MaxStreams <= 0 {
 		o.MaxStreams = tunnel.DefaultMaxStreams
@@ -150,7 +155,7 @@ func (s *Server) Run(ctx context.Context) { s.keys.watch(ctx, s.revoke) }
 // WriteTimeout (they cut streams), and Protocols with HTTP/2 for gRPC. Behind an http.ServeMux, paths get cleaned: mount
 // the Server as the handler itself where targets must arrive byte for byte.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	id := requestID(r, false)
+	id := requestID(r)
 	w.Header()["X-Request-Id"] = []string{id}
 	to, apex := s.resolve(r)
 	switch {
@@ -158,7 +163,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		hurry(w, r)
 		s.serveLink(w, r)
 	case to.label == "":
-		s.metrics.request(http.StatusNotFound, 0)
+		s.metrics.status(http.StatusNotFound).Inc()
 		s.refuse(w, r, noTunnelError())
 	default:
 		s.serveVisitor(w, r, to, id)
@@ -190,11 +195,11 @@ type destination struct {
 func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 	to.target = r.RequestURI
 	if r.ProtoMajor == 1 {
-		to.target = originForm(r.RequestURI)
+		to.target = originForm(r.Method, r.RequestURI)
 	}
 	host := canonicalHost(r.Host)
 	if name, ok := strings.CutSuffix(host, s.options.Domain); ok && strings.HasSuffix(name, ".") {
-		if name = name[:len(name)-1]; !s.options.NoHostRoute && validLabel(name) {
+		if name = name[:len(name)-1]; !s.options.NoHostRoute && identity.ValidLabel(name) {
 			to.label = name
 			return to, false
 		}
@@ -204,7 +209,7 @@ func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 		return destination{}, true
 	}
 	if s.options.RouteByHeader {
-		if v := r.Header["Harp-Tunnel"]; len(v) == 1 && validLabel(v[0]) {
+		if v := r.Header["Harp-Tunnel"]; len(v) == 1 && identity.ValidLabel(v[0]) {
 			to.label = v[0]
 			return to, false
 		}
@@ -215,7 +220,7 @@ func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 			if end < 0 {
 				end = len(rest)
 			}
-			if validLabel(rest[:end]) {
+			if identity.ValidLabel(rest[:end]) {
 				to.label, to.prefix = rest[:end], "/t/"+rest[:end]
 				if to.target = rest[end:]; !strings.HasPrefix(to.target, "/") {
 					to.target = "/" + to.target
@@ -227,8 +232,8 @@ func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 	return destination{}, true
 }
 
-// originForm is target without scheme and authority, which only a proxy needs (RFC 9112, section 3.2.2).
-func originForm(target string) string {
+// originForm is target without scheme and authority, which only a proxy needs (RFC 9112, sections 3.2.2 and 3.2.4).
+func originForm(method, target string) string {
 	if strings.HasPrefix(target, "/") || target == "*" {
 		return target
 	}
@@ -236,7 +241,9 @@ func originForm(target string) string {
 	if !ok || strings.HasPrefix(rest, "/") { // no authority
 		return target
 	}
-	if i := strings.IndexAny(rest, "/?"); i < 0 {
+	if i := strings.IndexAny(rest, "/?"); i < 0 && method == http.MethodOptions {
+		return "*"
+	} else if i < 0 {
 		return "/"
 	} else if rest[i] == '?' {
 		return "/" + rest[i:]

@@ -125,12 +125,15 @@ func TestOriginForm(t *testing.T) {
 		{"/", "/"}, {"*", "*"}, {"/http://x", "/http://x"}, {"//x/y", "//x/y"}, {"http://a", "/"}, {"http://a/", "/"}, {"https://a:1/b?c", "/b?c"},
 		{"http://a?b", "/?b"}, {"http://user@a/b", "/b"}, {"http://a?b://c/d", "/?b://c/d"},
 	} {
-		if got := originForm(test[0]); got != test[1] {
+		if got := originForm("GET", test[0]); got != test[1] {
 			t.Errorf("%q becomes %q, want %q", test[0], got, test[1])
 		}
 	}
+	if got := originForm("OPTIONS", "http://a:80"); got != "*" {
+		t.Errorf("OPTIONS of a whole server becomes %q, want * (RFC 9112, section 3.2.4)", got)
+	}
 	for _, target := range []string{"a", "urn:x", "a:80", "http:/a", "http:///a", "?", "", "http:a"} {
-		if got := originForm(target); strings.HasPrefix(got, "/") {
+		if got := originForm("GET", target); strings.HasPrefix(got, "/") {
 			t.Errorf("%q becomes %q, though it names no authority", target, got)
 		}
 	}

@@ -120,7 +120,7 @@ func TestMetricsShowWhatHappened(t *testing.T) {
 		"harp_requests_total{code=413}": 1, "harp_requests_total{code=404}": 20, "harp_errors_total{code=no-tunnel}": 20, "harp_errors_total{code=request-too-large}": 1,
 		"harp_limits_total{limit=max-body}": 1, "harp_registrations_total{result=ok}": 1, "harp_registrations_total{result=bad-audience}": 1,
 		"harp_visitor_bytes_total{direction=in}": 700, "harp_visitor_bytes_total{direction=out}": 700,
-		"harp_request_duration_seconds": 64,
+		"harp_request_duration_seconds": 44,
 	} {
 		eventually(t, name+" is right", func() bool { return name != "harp_streams" || e.metric(name) == 0 })
 		if got := e.metric(name); got != want {
