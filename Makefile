@@ -14,7 +14,7 @@ build: ## both binaries, in bin/
 test: ## all tests; RACE=1 turns the race detector on
 	$(GO) test $(if $(RACE),-race) -timeout 10m ./...
 
-lint: ## gofmt, vet, staticcheck, and the imports that DESIGN allows
+lint: ## gofmt, vet, staticcheck, and which package may import which
 	.ci/lint
 
 bench: ## Go benchmarks, with allocations

@@ -193,13 +193,16 @@ func explain(err error, edge edgeURL, key identity.Key) error {
 }
 
 func unreachableHint(err error, edge edgeURL) string {
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "it speaks plain HTTP there: --server http://" + edge.hostPort(edge.host)
+	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return "if the edge has a certificate of its own making: --ca-file FILE"
 	}
 	if edge.host == "localhost" && edge.scheme == "https" {
 		return "harpd dev speaks plain HTTP: --server http://" + edge.hostPort(edge.host)
 	}
-	return "check --server; without --exit-on-failure the agent keeps trying"
+	return "check --server; with --wait, the default, the agent keeps trying"
 }
 
 // refusalHint returns what to do about a code of messages.RegistrationError; empty if nothing is known to help.

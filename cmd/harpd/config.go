@@ -41,7 +41,7 @@ type config struct {
 
 	LogLevel, LogFormat string
 
-	drain time.Duration // for open requests at the end; zero means drainTimeout
+	dev bool // this is harpd dev
 
 	route []string // --route as it was given; checked makes the three switches of it
 }
@@ -78,7 +78,7 @@ func (c *config) declare(cmd *cobra.Command, checkOnly *bool) {
 	f.Strings(&c.Audience, "audience NAME", "host that agents may dial beside DOMAIN; repeatable")
 	cli.List(f, &c.TrustedProxy, "trusted-proxy CIDR", parsePrefix, "proxies whose X-Forwarded-For is believed; repeatable")
 
-	c.declareLimits(f)
+	c.declareLimits(f, 500<<10)
 
 	cli.GlobalFlags(cmd).General(&c.LogLevel, &c.LogFormat)
 	f.Group("General")
@@ -86,9 +86,10 @@ func (c *config) declare(cmd *cobra.Command, checkOnly *bool) {
 	f.ArgOnly("check-config")
 }
 
-func (c *config) declareLimits(f *cli.Flags) {
+// declareLimits takes the default of --max-body in bytes; 0 is no limit.
+func (c *config) declareLimits(f *cli.Flags, maxBody int64) {
 	f.Group("Limits")
-	f.Size(&c.MaxBody, "max-body SIZE", 500<<10,
+	f.Size(&c.MaxBody, "max-body SIZE", maxBody,
 		"largest request body, response body and WebSocket message; kb = 1024, 0 for no limit")
 	f.Duration(&c.RequestTimeout, "request-timeout TIME", 30*time.Second, "how long a tunnel may take to begin its answer")
 	f.Duration(&c.PingInterval, "ping-interval TIME", 10*time.Second,
@@ -114,7 +115,7 @@ func (c *devConfig) declareDev(cmd *cobra.Command) {
 	f.String(&c.Admin, "admin ADDR", "off", "where to answer for health, metrics and status, or off")
 	c.declareRoute(f)
 	f.String(&c.KeyFile, "key FILE", cli.DefaultKeyFile(), "key of the agent; made if it does not exist")
-	c.declareLimits(f)
+	c.declareLimits(f, 0)
 	c.TLS = "off"
 }
 

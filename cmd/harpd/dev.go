@@ -43,7 +43,7 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 		return err
 	}
 	cfg.Audience = append(cfg.Audience, addr)
-	cfg.drain = devDrain
+	cfg.dev = true
 	finished := make(chan struct{})
 	started := false
 	err = runLogged(ctx, cfg.config, log, func(at listenAddrs) {

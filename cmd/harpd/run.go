@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -39,13 +38,19 @@ func run(ctx context.Context, cfg config, started func(listenAddrs)) error {
 }
 
 func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(listenAddrs)) error {
-	edge, err := newEdge(cfg, log)
-	if err != nil {
-		return err
-	}
 	ls, err := listen(cfg, log)
 	if err != nil {
 		return err
+	}
+	edge, err := newEdge(cfg, log)
+	if err != nil {
+		ls.close()
+		return err
+	}
+	if cfg.TLS == "files" {
+		if err := cfg.checkCertificate(time.Now()); err != nil {
+			log.Warn("visitors may not trust this server", "reason", err)
+		}
 	}
 	servers := ls.serve(cfg, edge, log)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -61,9 +66,12 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 	wg.Go(func() { edge.Run(ctx) }) // ends with ctx
 	started(ls.addrs())
 	<-ctx.Done()
-	limit := cmp.Or(cfg.drain, drainTimeout)
-	log.Info("stopping", "open requests have", limit)
-	drain(edge, servers, limit, log)
+	limit := drainTimeout
+	if cfg.dev {
+		limit = devDrain
+	}
+	log.Info("stopping: open requests may finish, a second signal stops at once", "within", limit)
+	drain(edge, servers, ls.admin, limit, log)
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
@@ -89,7 +97,7 @@ func newEdge(cfg config, log *slog.Logger) (*server.Server, error) {
 		VisitorRateLimit: cfg.VisitorRateLimit, VisitorRateBurst: cfg.VisitorRateBurst,
 		MaxStreams: cfg.MaxStreams, AuthorizedKeys: cfg.AuthorizedKeys, TrustedProxies: cfg.TrustedProxy,
 		NoHostRoute: !cfg.RouteHost, RouteByPath: cfg.RoutePath, RouteByHeader: cfg.RouteHeader,
-		Logger: log,
+		Open: cfg.dev, Logger: log,
 	})
 }
 
@@ -224,7 +232,7 @@ func redirectToHTTPS(addr net.Addr) http.Handler {
 }
 
 // drain lets open requests finish for a while and closes everything.
-func drain(edge *server.Server, servers map[net.Listener]*http.Server, limit time.Duration, log *slog.Logger) {
+func drain(edge *server.Server, servers map[net.Listener]*http.Server, admin net.Listener, limit time.Duration, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -233,12 +241,17 @@ func drain(edge *server.Server, servers map[net.Listener]*http.Server, limit tim
 			log.Warn("some requests were cut off", "error", err)
 		}
 	})
-	for _, s := range servers {
-		wg.Go(func() { // ends with ctx
-			if s.Shutdown(ctx) != nil {
-				_ = s.Close()
-			}
-		})
+	for l, s := range servers {
+		if l != admin {
+			wg.Go(func() { // ends with ctx
+				if s.Shutdown(ctx) != nil {
+					_ = s.Close()
+				}
+			})
+		}
 	}
 	wg.Wait()
+	if admin != nil { // last, so that /readyz can say what goes on
+		_ = servers[admin].Close()
+	}
 }

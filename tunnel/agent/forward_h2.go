@@ -162,10 +162,30 @@ func (x *h2Exchange) failure(err error) error {
 	if x.stopped.Load() {
 		return brokenError("gave no answer: it reset the stream", nil)
 	}
+	var reset h2Reset
+	if errors.As(err, &reset) && reset.Code == h2Cancel && x.v.r.Header["Grpc-Timeout"] != nil {
+		// A gRPC server whose clock says first that the call's time is over resets the stream.
+		return &forwardFailure{code: messages.CancelTimeout, reason: "the call's deadline passed at the upstream", err: err}
+	}
 	if x.wrote.Load() {
 		return brokenError("gave no answer", err)
 	}
 	return &forwardFailure{code: messages.CancelBroken, reason: "cannot send the request on: " + err.Error(), err: err}
+}
+
+// h2Cancel is the error code CANCEL (RFC 9113 section 7).
+const h2Cancel = 8
+
+// An h2Reset is a stream error of net/http's HTTP/2, in the form in which that lets itself be found by errors.As: any
+// struct with fields of these names.
+type h2Reset struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
+
+func (e h2Reset) Error() string {
+	return fmt.Sprintf("stream %d was reset with code %d", e.StreamID, e.Code)
 }
 
 // relay passes the response on, each piece as soon as it comes.

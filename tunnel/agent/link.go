@@ -313,6 +313,9 @@ func (a *Agent) serve(ctx context.Context, l *link) (err error) {
 		l.lost(err)
 	}
 	l.session.Disconnect(messages.Disconnect{Code: messages.DisconnectLeaving})
+	if n := l.session.Streams(); n > 0 {
+		a.log.Info("open requests may finish", "requests", n)
+	}
 	if errors.Is(err, errMoveOn) {
 		a.moveFrom(ctx, l)
 	} else {

@@ -264,9 +264,9 @@ func TestHostileText(t *testing.T) {
 func TestStreamFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, gate := newMemoryEdge(t), newGate()
-		startAgent(t, e, func(o *Options) { o.Services[0].Handler = gate })
+		startAgent(t, e, func(o *Options) { o.Services[0].Handler, o.MaxStreams = gate, 1000 })
 		l := e.accept(1)
-		answers := make([]<-chan string, tunnel.DefaultMaxStreams)
+		answers := make([]<-chan string, 1000)
 		for i := range answers {
 			answers[i] = gate.visit(l)
 		}

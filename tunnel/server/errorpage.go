@@ -250,7 +250,8 @@ func writeGRPCError(w http.ResponseWriter, e visitorError, contentType string) {
 }
 
 // grpcStatus is what a gRPC client would make of the HTTP status by gRPC's http-grpc-status-mapping, so that it
-// retries where it would have. What is too large is RESOURCE_EXHAUSTED, gRPC's own word for it.
+// retries where it would have. What is too large is RESOURCE_EXHAUSTED and what is too late DEADLINE_EXCEEDED, gRPC's own
+// words: such a call may have been carried out, so it must not be repeated as an UNAVAILABLE one is.
 func grpcStatus(status int) int {
 	switch status {
 	case http.StatusBadRequest:
@@ -263,7 +264,9 @@ func grpcStatus(status int) int {
 		return 12 // UNIMPLEMENTED
 	case http.StatusRequestEntityTooLarge, http.StatusRequestHeaderFieldsTooLarge:
 		return 8 // RESOURCE_EXHAUSTED
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusGatewayTimeout:
+		return 4 // DEADLINE_EXCEEDED
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable:
 		return 14 // UNAVAILABLE
 	}
 	return 2 // UNKNOWN

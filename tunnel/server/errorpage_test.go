@@ -227,7 +227,7 @@ func TestErrorWeight(t *testing.T) {
 
 func TestErrorToGRPC(t *testing.T) {
 	for status, want := range map[int]string{400: "13", 404: "12", 405: "2", 413: "8", 429: "14", 431: "8",
-		502: "14", 503: "14", 504: "14"} {
+		502: "14", 503: "14", 504: "4"} {
 		e := visitorError{Status: status, Code: "some-code", Title: "100%", Detail: "é\n", RetryAfter: time.Second}
 		resp := answerError("POST", e, "Content-Type", "application/grpc+proto", "Te", "trailers")
 		if resp.StatusCode != 200 {

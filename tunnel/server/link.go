@@ -18,6 +18,7 @@ import (
 )
 
 var (
+	errLeft     = errors.New("the agent left")
 	errRevoked  = errors.New("the key is no longer authorized")
 	errLate     = errors.New("it did not register in time")
 	errReplaced = errors.New("another agent has taken its names")
@@ -41,6 +42,7 @@ type link struct {
 	registrations map[uint32]*registration
 	lastID        uint32
 	gone          bool // no more registrations
+	left          bool // the agent has said that it goes
 }
 
 // served orders links by how much they have carried.
@@ -152,7 +154,16 @@ func (l *link) run(ctx context.Context) {
 	err = l.session.Run(ctx)
 	l.leave()
 	s.metrics.link(-1)
+	if l.hasLeft() {
+		err = errLeft
+	}
 	s.log.Info("link down", "from", l.visitor, "after", time.Since(l.since).Round(time.Second), "reason", err)
+}
+
+func (l *link) hasLeft() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.left
 }
 
 // begin handles the first message, which must be a registration request that is granted.
@@ -198,6 +209,9 @@ func (l *link) handleText(text []byte) error {
 // handleDisconnect takes the agent's word that it leaves, or gives one name up.
 func (l *link) handleDisconnect(d messages.Disconnect) {
 	if d.Registration == 0 {
+		l.mu.Lock()
+		l.left = true
+		l.mu.Unlock()
 		l.leave()
 		return
 	}

@@ -262,16 +262,16 @@ func TestLinkThatDoesNotRegisterIsClosed(t *testing.T) {
 
 func TestSilentLinkIsDropped(t *testing.T) {
 	t.Parallel()
-	e := newEdge(t, Options{PingInterval: 400 * time.Millisecond})
+	e := newEdge(t, Options{PingInterval: time.Second})
 	a := e.script(newKey(t), identity.Registration{}) // answers no ping
 	lively, host := e.publish(saying("here"))
 	start := time.Now()
 	eventually(t, "the silent link is gone", func() bool { return e.metric("harp_links") == 1 })
-	if took := time.Since(start); took < 600*time.Millisecond {
-		t.Errorf("dropped after %v of silence, want 800 ms", took)
+	if took := time.Since(start); took < 1500*time.Millisecond {
+		t.Errorf("dropped after %v of silence, want 2 s", took)
 	}
 	e.wantError("the silent agent's name", e.get(a.host, "/"), agentAwayError())
-	time.Sleep(500 * time.Millisecond)
+	time.Sleep(time.Second)
 	e.wantBody("an agent that answers pings stays", e.get(host, "/"), 200, "here")
 	if err := lively.session.Err(); err != nil {
 		t.Errorf("the lively link ended: %v", err)

@@ -128,7 +128,7 @@ func (v *visit) breakOff(err error) {
 	if errors.Is(err, errResponseTooLarge) {
 		v.server.metrics.limit(limitMaxBody)
 	}
-	v.server.log.Debug("response broken off", "label", v.to.label, "error", err)
+	v.server.log.Info("response broken off", "id", v.w.Header()["X-Request-Id"], "host", v.r.Host, "target", v.r.RequestURI, "reason", err)
 	_ = v.rc.Flush()
 	if !v.r.ProtoAtLeast(1, 1) {
 		v.reset()

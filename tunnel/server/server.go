@@ -61,6 +61,8 @@ type Options struct {
 	MaxStreams int
 	// AuthorizedKeys is a file with the keys that may register; empty means anyone may. Run follows its changes.
 	AuthorizedKeys string
+	// Open says that anyone may register and that this is meant; without it, and without AuthorizedKeys, New warns.
+	Open bool
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
 	// NoHostRoute turns routing by hostname off. RouteByPath also serves https://<Domain>/t/<label>/…, RouteByHeader
@@ -105,8 +107,8 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server: register metrics: %w", err)
 	}
-	if o.AuthorizedKeys == "" {
-		o.Logger.Warn("ANYONE MAY REGISTER A TUNNEL HERE: set --authorized-keys to name those who may")
+	if o.AuthorizedKeys == "" && !o.Open {
+		o.Logger.Warn("ANYONE MAY REGISTER A TUNNEL HERE: there is no --authorized-keys to name those who may")
 	}
 	return &Server{
 		options: o, log: o.Logger, proxies: o.TrustedProxies, keys: keys, metrics: m,
@@ -173,6 +175,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // refuse answers a visitor in place of an upstream.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e visitorError) {
 	s.metrics.failure(e.Code)
+	s.log.Debug("visitor refused", "id", w.Header()["X-Request-Id"], "code", e.Code, "method", r.Method, "host", r.Host,
+		"target", r.RequestURI, "from", r.RemoteAddr)
 	hurry(w, r)
 	writeError(w, r, e)
 }
