@@ -278,16 +278,18 @@ func (v *visit) fail(err error) {
 		panic(http.ErrAbortHandler)
 	}
 	v.server.log.Debug("request failed", "label", v.to.label, "code", e.Code, "error", err)
-	if v.body != nil && v.body.broken() != nil {
-		closeAfterAnswer(v.w) // now, so that the head says so
-	}
 	v.refuse(*e)
 }
 
 // refuse answers in place of the upstream.
 func (v *visit) refuse(e visitorError) {
 	v.server.metrics.request(e.Status, time.Since(v.began).Seconds())
-	v.server.refuse(v.w, v.r, e)
+	if v.body == nil {
+		v.server.refuse(v.w, v.r, e)
+		return
+	}
+	v.body.finish() // now, so that the head says so if the connection must go
+	v.server.answer(v.w, v.r, e)
 }
 
 // explain says what err means to the visitor; nil if the visitor is gone.

@@ -172,12 +172,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuse answers a visitor in place of an upstream.
+// refuse answers a visitor in place of an upstream. The request's body has not been touched.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e visitorError) {
+	hurry(w, r)
+	s.answer(w, r, e)
+}
+
+// answer writes e, counts it and logs it.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e visitorError) {
 	s.metrics.failure(e.Code)
 	s.log.Debug("visitor refused", "id", w.Header()["X-Request-Id"], "code", e.Code, "method", r.Method, "host", r.Host,
 		"target", r.RequestURI, "from", r.RemoteAddr)
-	hurry(w, r)
 	writeError(w, r, e)
 }
 

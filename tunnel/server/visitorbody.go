@@ -17,6 +17,10 @@ const (
 	// refusedLinger is how long a visitor who was refused may take to send the body: net/http reads it before it
 	// answers.
 	refusedLinger = 3 * time.Second
+	// restLinger is how long the rest of a body may take, and maxRest its length in bytes, to save the connection of a
+	// visitor who was answered early.
+	restLinger = 50 * time.Millisecond
+	maxRest    = 64 << 10
 )
 
 var errTooLarge = errors.New("request body is over the limit")
@@ -27,6 +31,8 @@ type visitorBody struct {
 	visit *visit
 	out   *http.Request // gets the trailers
 	done  chan struct{} // closed when the borrower has finished with the body
+
+	finished bool
 
 	mu    sync.Mutex // guards the fields below
 	total int64      // bytes read from the visitor
@@ -121,20 +127,44 @@ func (b *visitorBody) Close() error {
 	return nil
 }
 
-// finish takes the body back before the handler returns: net/http allows no read after that. A body that was not read to
-// its end, because the answer came early, takes an HTTP/1 connection with it, since its bytes must not be read as another
-// request; net/http sends the end of the answer first and waits a moment, for to close on unread bytes resets.
+// finish takes the body back before the handler returns: net/http allows no read after that. It may be called again.
+// When the answer came before the body's end, what is left of the body is thrown away if it is short and comes at once.
+// If not it takes an HTTP/1 connection with it, since its bytes must not be read as another request; net/http sends the
+// end of the answer first and waits a moment, for to close on unread bytes resets.
 func (b *visitorBody) finish() {
+	if b.finished {
+		return
+	}
+	b.finished = true
+	if b.visit.r.ProtoMajor != 1 {
+		if b.reading() {
+			_ = b.visit.rc.SetReadDeadline(time.Now()) // ends the borrower's Read
+		}
+		<-b.done
+		return
+	}
+	if b.reading() {
+		_ = b.visit.rc.SetReadDeadline(time.Now().Add(restLinger))
+	}
+	<-b.done
+	if b.reading() {
+		_, _ = io.CopyN(io.Discard, b, maxRest)
+	}
 	b.mu.Lock()
 	whole := b.err == io.EOF
 	b.mu.Unlock()
-	if !whole {
-		_ = b.visit.rc.SetReadDeadline(time.Now()) // ends the borrower's Read
+	if whole {
+		_ = b.visit.rc.SetReadDeadline(time.Time{})
+		return
 	}
-	<-b.done
-	if !whole && b.visit.r.ProtoMajor == 1 {
-		closeAfterAnswer(b.visit.w)
-	}
+	closeAfterAnswer(b.visit.w)
+}
+
+// reading reports whether there may be more of the body to read.
+func (b *visitorBody) reading() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err == nil
 }
 
 // closeAfterAnswer makes net/http close the connection after the answer, even if that has begun. Without full duplex
