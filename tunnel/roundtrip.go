@@ -23,7 +23,7 @@ const (
 	maxInterim      = 16        // interim responses that may wait to be passed on
 	maxInterimBytes = 64 << 10  // and how many bytes they may have together
 	maxRequestHead  = 256 << 10 // bytes of a request head
-	maxResponseHead = 256 << 10 // bytes of a final response head
+	maxResponseHead = 128 << 10 // bytes of a final response head
 	maxTrailers     = 64 << 10  // bytes
 )
 

@@ -43,8 +43,8 @@ type Config struct {
 	// MaxStreams is how many streams may be open at once; zero means 1000. Further ones are refused. At the agent it is also
 	// how many handlers may run, of which some may outlive their streams.
 	//
-	// Whatever the peer sends and nobody reads, a stream takes at most 1 MiB of memory, 3 KiB when it only waits:
-	// 256 KiB of its body, a head and trailers of at most 320 KiB, and as much again for the fields in Go's form. To
+	// Whatever the peer sends and nobody reads, a stream takes at most 640 KiB of memory, 3 KiB when it only waits:
+	// 256 KiB of its body, a head and trailers of at most 192 KiB, and as much again for the fields in Go's form. To
 	// that come at most 32 MiB for the larger windows of fast transfers, and 16 MiB for what a peer that does not read
 	// has asked for.
 	MaxStreams int

@@ -39,7 +39,7 @@ type ForwardOptions struct {
 	// Each is closed after it has rested 60 s, or a second before the upstream's own Keep-Alive timeout.
 	MaxIdle int
 
-	// MaxHeadBytes bounds the head of a response, and its trailers; zero or negative means 256 KiB.
+	// MaxHeadBytes bounds the head of a response, and its trailers; zero or negative means 128 KiB.
 	MaxHeadBytes int
 
 	// Logger gets a line for each request that the upstream failed; nil discards.
@@ -49,7 +49,7 @@ type ForwardOptions struct {
 const (
 	defaultDialTimeout  = 10 * time.Second
 	defaultMaxIdle      = 128
-	defaultMaxHeadBytes = 256 << 10
+	defaultMaxHeadBytes = 128 << 10
 	upstreamIdleTimeout = 60 * time.Second
 )
 
