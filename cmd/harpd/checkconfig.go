@@ -62,9 +62,11 @@ func checkRoute(c config) error {
 func checkTLS(c config) error {
 	switch c.TLS {
 	case "auto", "internal":
-		return &cli.Error{
-			Err:  fmt.Errorf("certificates by --tls %s are not in this version", c.TLS),
-			Hint: "use --tls files --cert FILE --cert-key FILE, or --tls off behind a TLS terminator",
+		if c.DataDir == "" {
+			return &cli.Error{
+				Err:  errors.New("this system has no folder for certificates"),
+				Hint: "give one: --data-dir FOLDER",
+			}
 		}
 	case "files":
 		if c.Cert == "" || c.CertKey == "" {

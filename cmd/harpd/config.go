@@ -41,6 +41,8 @@ type config struct {
 
 	LogLevel, LogFormat string
 
+	acmeConfig
+
 	dev bool // this is harpd dev
 
 	route []string // --route as it was given; checked makes the three switches of it
@@ -67,10 +69,11 @@ func (c *config) declare(cmd *cobra.Command, checkOnly *bool) {
 
 	f.Group("Certificates")
 	f.Choice(&c.TLS, "tls KIND", "auto", []string{"auto", "internal", "files", "off"},
-		"files takes --cert and --cert-key; off is for use behind a TLS terminator; auto and internal are not in this version")
+		"auto: certificates by themselves; internal: from a CA of this server's own (see harpd ca); files: --cert and --cert-key; off: for use behind a TLS terminator")
 	f.String(&c.Cert, "cert FILE", "", "certificate for DOMAIN and *.DOMAIN with its chain, PEM")
 	f.String(&c.CertKey, "cert-key FILE", "", "key of the certificate, PEM")
-	f.String(&c.DataDir, "data-dir FOLDER", defaultDataDir(), "for what must outlive a restart; of no use in this version, which keeps nothing")
+	f.String(&c.DataDir, "data-dir FOLDER", defaultDataDir(), "for what must outlive a restart: certificates and their keys")
+	c.declareACME(f)
 
 	f.Group("Trust")
 	f.String(&c.AuthorizedKeys, "authorized-keys FILE", "",
@@ -135,6 +138,9 @@ func (c config) checked() (config, error) {
 	}
 	var err error
 	if c.Domain, err = checkDomain(c.Domain, c.RouteHost); err != nil {
+		return c, err
+	}
+	if c, err = c.checkedACME(); err != nil {
 		return c, err
 	}
 	for _, check := range []func(config) error{checkRoute, checkTLS, checkAddresses, checkLimits} {

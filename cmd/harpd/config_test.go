@@ -120,6 +120,7 @@ func TestDevConfig(t *testing.T) {
 
 func TestConfigRefused(t *testing.T) {
 	domain := []string{"--domain", "x.example", "--tls", "off"}
+	auto := []string{"--domain", "x.example"}
 	tests := []struct {
 		args []string
 		want string // begins stderr after "harpd: "; a hint must follow
@@ -131,8 +132,14 @@ func TestConfigRefused(t *testing.T) {
 		{[]string{"--domain", "x_y.example"}, `--domain "x_y.example" is not a domain name`},
 		{[]string{"--domain", "a..example"}, `--domain "a..example" is not a domain name`},
 		{[]string{"--domain", strings.Repeat("a.", 101) + "de"}, `--domain "` + strings.Repeat("a.", 101) + `de" is too long`},
-		{[]string{"--domain", "x.example"}, "certificates by --tls auto are not in this version"},
-		{[]string{"--domain", "x.example", "--tls", "internal"}, "certificates by --tls internal are not in this version"},
+		{[]string{"--domain", "10.0.0.1", "--route", "path"}, "--tls auto gets certificates for names, and --domain 10.0.0.1 is an address"},
+		{append(auto, "--acme-ca", "letsencrpyt"), `--acme-ca "letsencrpyt" is neither a known name nor an https URL`},
+		{append(auto, "--acme-dns", "exec"), "--acme-dns exec needs a program"},
+		{append(auto, "--acme-dns", "route53"), `--acme-dns "route53" is not known`},
+		{append(auto, "--acme-dns", "rfc2136"), "--acme-dns rfc2136 needs --rfc2136-server and --rfc2136-key-file"},
+		{append(auto, "--dns", "53"), `--dns "53" is not an address`},
+		{append(auto, "--public-ip", "x"), `--public-ip "x": not an address`},
+		{append(auto, "--hsts", "-1s"), "--hsts must be 0 (no rule) or more"},
 		{[]string{"--domain", "x.example", "--tls", "files", "--cert", "c.pem"}, "--tls files needs both --cert and --cert-key"},
 		{append(domain, "--cert", "c.pem"), "--cert and --cert-key are of no use with --tls off"},
 		{append(domain, "--http", "80"), `--http "80" is not an address` + "\nhint: --http :80 for all addresses"},
