@@ -24,11 +24,7 @@ func FromFiles(cert, key string, log *slog.Logger) (*tls.Config, error) {
 	if err := f.load(); err != nil {
 		return nil, err
 	}
-	return &tls.Config{
-		MinVersion:     tls.VersionTLS12,
-		NextProtos:     []string{"h2", "http/1.1"},
-		GetCertificate: f.get,
-	}, nil
+	return serverConfig(f.get), nil
 }
 
 // A fileCertificate is a certificate that follows its files.
