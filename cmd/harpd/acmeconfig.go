@@ -32,6 +32,8 @@ type acmeConfig struct {
 	RFC2136Key  string   // file
 
 	HSTS time.Duration // 0 means none
+
+	acmeRetry, acmeCheckEvery time.Duration // for tests, which cannot wait a minute; 0 means the usual
 }
 
 // authorities are the names that --acme-ca knows.

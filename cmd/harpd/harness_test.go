@@ -41,7 +41,11 @@ const (
 // tunnel must hold of a plain server first.
 func direct() bool { return os.Getenv("HARP_FIDELITY_DIRECT") == "1" }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Certmagic keeps one for each account as long as the process lives, and one for five seconds after each lock.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"))
+}
 
 // A tunnel is a running edge, agent and upstream for one test.
 type tunnel struct {

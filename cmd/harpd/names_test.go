@@ -31,6 +31,7 @@ func startNames(t *testing.T, edge string) *names {
 	}
 	n.Addr = udp.LocalAddr().String()
 	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait) // after the servers were told
 	for _, s := range []*mdns.Server{{PacketConn: udp, Handler: n}, {Listener: tcp, Handler: n}} {
 		started := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(started) }
@@ -38,7 +39,6 @@ func startNames(t *testing.T, edge string) *names {
 		<-started
 		t.Cleanup(func() { _ = s.Shutdown() })
 	}
-	t.Cleanup(wg.Wait)
 	return n
 }
 

@@ -154,9 +154,9 @@ func freeAddr(t *testing.T) string {
 // eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(6 * patience); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(4 * patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %v for %s", 6*patience, what)
+			t.Fatalf("waited %v for %s", 4*patience, what)
 		}
 	}
 }

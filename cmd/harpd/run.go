@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,10 +39,16 @@ func run(ctx context.Context, cfg config, started func(listenAddrs)) error {
 }
 
 func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(listenAddrs)) error {
-	ls, err := listen(cfg, log)
+	ls, err := listen(cfg)
 	if err != nil {
 		return err
 	}
+	certs, err := openCertificates(cfg, log)
+	if err != nil {
+		ls.close()
+		return err
+	}
+	defer certs.end()
 	edge, err := newEdge(cfg, log)
 	if err != nil {
 		ls.close()
@@ -52,7 +59,7 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 			log.Warn("visitors may not trust this server", "reason", err)
 		}
 	}
-	servers := ls.serve(cfg, edge, log)
+	servers := ls.serve(cfg, edge, certs, log)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -64,6 +71,9 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 		})
 	}
 	wg.Go(func() { edge.Run(ctx) }) // ends with ctx
+	for _, run := range certs.run {
+		wg.Go(func() { run(ctx) }) // ends with ctx
+	}
 	started(ls.addrs())
 	<-ctx.Done()
 	limit := drainTimeout
@@ -71,7 +81,7 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 		limit = devDrain
 	}
 	log.Info("stopping: open requests may finish, a second signal stops at once", "within", limit)
-	drain(edge, servers, ls.admin, limit, log)
+	drain(edge, servers, ls, limit, log)
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
@@ -104,7 +114,7 @@ func newEdge(cfg config, log *slog.Logger) (*server.Server, error) {
 // listeners are what an edge listens on; nil where it does not.
 type listeners struct{ http, https, admin net.Listener }
 
-func listen(cfg config, log *slog.Logger) (ls listeners, err error) {
+func listen(cfg config) (ls listeners, err error) {
 	defer func() {
 		if err != nil {
 			ls.close()
@@ -114,16 +124,10 @@ func listen(cfg config, log *slog.Logger) (ls listeners, err error) {
 	if ls.http, err = listenTCP("--http", cfg.HTTP); err != nil {
 		return ls, err
 	}
-	if cfg.TLS == "files" {
-		certificates, err := harptls.FromFiles(cfg.Cert, cfg.CertKey, log)
-		if err != nil {
-			return ls, &cli.Error{Err: err, Hint: "give the PEM files of --cert and --cert-key; harpd --check-config says more"}
-		}
-		l, err := listenTCP("--https", cfg.HTTPS)
-		if err != nil {
+	if cfg.TLS != "off" {
+		if ls.https, err = listenTCP("--https", cfg.HTTPS); err != nil {
 			return ls, err
 		}
-		ls.https = tls.NewListener(l, certificates)
 	}
 	if cfg.Admin != "off" {
 		if ls.admin, err = listenTCP("--admin", cfg.Admin); err != nil {
@@ -171,15 +175,18 @@ func (ls listeners) addrs() listenAddrs {
 	return listenAddrs{HTTP: addr(ls.http), HTTPS: addr(ls.https), Admin: addr(ls.admin)}
 }
 
-// serve returns the HTTP server of each listener.
-func (ls listeners) serve(cfg config, edge *server.Server, log *slog.Logger) map[net.Listener]*http.Server {
+// serve returns the HTTP server of each listener. From here on the HTTPS listener is one that ends TLS.
+func (ls *listeners) serve(cfg config, edge *server.Server, certs *certificates, log *slog.Logger) map[net.Listener]*http.Server {
 	servers := make(map[net.Listener]*http.Server)
 	if ls.https == nil {
 		servers[ls.http] = publicServer(edge, log)
 		log.Info("serving visitors and agents", "domain", cfg.Domain, "http", ls.http.Addr())
 	} else {
-		servers[ls.http] = publicServer(redirectToHTTPS(ls.https.Addr()), log)
-		servers[ls.https] = publicServer(edge, log)
+		servers[ls.http] = publicServer(certs.plainHTTP(ls.https.Addr()), log)
+		ls.https = harptls.NewListener(ls.https, harptls.ListenerOptions{
+			Config: certs.config, Route: routeTLS(cfg), Logger: log,
+		})
+		servers[ls.https] = publicServer(withHSTS(edge, cfg.HSTS), log)
 		log.Info("serving visitors and agents", "domain", cfg.Domain, "https", ls.https.Addr(), "redirect", ls.http.Addr())
 	}
 	if ls.admin != nil {
@@ -231,8 +238,35 @@ func redirectToHTTPS(addr net.Addr) http.Handler {
 	})
 }
 
+// routeTLS returns what becomes of a TLS connection for a name.
+func routeTLS(cfg config) func(string) harptls.Route {
+	_, err := netip.ParseAddr(cfg.Domain)
+	byAddress := err == nil // who dials an address sends no name
+	return func(name string) harptls.Route {
+		switch {
+		case name == cfg.Domain, strings.HasSuffix(name, "."+cfg.Domain), byAddress && name == "":
+			return harptls.Route{Serve: true}
+		case cfg.TLS == "internal":
+			return harptls.Route{Serve: name == "localhost"}
+		}
+		return harptls.Route{Serve: slices.Contains(cfg.Audience, name)} // agents may dial it
+	}
+}
+
+// withHSTS tells browsers to use HTTPS from now on (RFC 6797); a service's own rule stands.
+func withHSTS(h http.Handler, life time.Duration) http.Handler {
+	if life <= 0 {
+		return h
+	}
+	rule := fmt.Sprintf("max-age=%d", int(life/time.Second))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Strict-Transport-Security", rule)
+		h.ServeHTTP(w, r)
+	})
+}
+
 // drain lets open requests finish for a while and closes everything.
-func drain(edge *server.Server, servers map[net.Listener]*http.Server, admin net.Listener, limit time.Duration, log *slog.Logger) {
+func drain(edge *server.Server, servers map[net.Listener]*http.Server, ls listeners, limit time.Duration, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -242,7 +276,7 @@ func drain(edge *server.Server, servers map[net.Listener]*http.Server, admin net
 		}
 	})
 	for l, s := range servers {
-		if l != admin {
+		if l != ls.admin {
 			wg.Go(func() { // ends with ctx
 				if s.Shutdown(ctx) != nil {
 					_ = s.Close()
@@ -251,7 +285,10 @@ func drain(edge *server.Server, servers map[net.Listener]*http.Server, admin net
 		}
 	}
 	wg.Wait()
-	if admin != nil { // last, so that /readyz can say what goes on
-		_ = servers[admin].Close()
+	if https, ok := ls.https.(*harptls.Listener); ok {
+		https.Shutdown(ctx) // connections whose TLS ends elsewhere
+	}
+	if ls.admin != nil { // last, so that /readyz can say what goes on
+		_ = servers[ls.admin].Close()
 	}
 }

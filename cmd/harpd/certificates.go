@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/mholt/acmez/v3"
+
+	"github.com/harp-tunnel/harp/cmd/internal/cli"
+	harptls "github.com/harp-tunnel/harp/tls"
+	"github.com/harp-tunnel/harp/tls/dns"
+)
+
+// certificates are how an edge proves its names to visitors, of one kind of --tls.
+type certificates struct {
+	config *tls.Config             // for the edge's own names
+	ready  func() error            // nil when visitors are served, else why not
+	run    []func(context.Context) // each until ctx ends
+	close  []func()
+}
+
+// openCertificates makes what --tls asks for; nil if it is off.
+func openCertificates(cfg config, log *slog.Logger) (c *certificates, err error) {
+	c = &certificates{ready: func() error { return nil }}
+	defer func() {
+		if err != nil {
+			c.end()
+		}
+	}()
+	if cfg.TLS == "auto" || cfg.TLS == "internal" {
+		release, err := lockDataDir(cfg.DataDir)
+		if err != nil {
+			return c, err
+		}
+		c.close = append(c.close, release)
+	}
+	switch cfg.TLS {
+	case "auto":
+		return c, c.openWildcard(cfg, log)
+	case "internal":
+		ca, err := openInternalCA(cfg.DataDir)
+		if err != nil {
+			return c, err
+		}
+		c.config = ca.TLSConfig(cfg.Domain)
+	case "files":
+		if c.config, err = harptls.FromFiles(cfg.Cert, cfg.CertKey, log); err != nil {
+			return c, &cli.Error{Err: err, Hint: "give the PEM files of --cert and --cert-key; harpd --check-config says more"}
+		}
+	}
+	return c, nil
+}
+
+func (c *certificates) end() {
+	for i := len(c.close) - 1; i >= 0; i-- {
+		c.close[i]()
+	}
+}
+
+func lockDataDir(dir string) (release func(), err error) {
+	release, err = harptls.LockDataDir(dir)
+	switch {
+	case err == nil:
+		return release, nil
+	case errors.Is(err, harptls.ErrDataDirInUse):
+		return nil, &cli.Error{Err: err, Hint: "another harpd runs with this folder; stop it, or give each its own --data-dir"}
+	}
+	return nil, &cli.Error{Err: err, Hint: "choose a folder that can be written with --data-dir"}
+}
+
+func openInternalCA(dataDir string) (*harptls.InternalCA, error) {
+	ca, err := harptls.OpenInternalCA(dataDir)
+	if err != nil {
+		return nil, &cli.Error{Err: err, Hint: "move the folder internal-ca away for a new root, which clients then have to trust anew"}
+	}
+	return ca, nil
+}
+
+// openWildcard begins --tls auto: the certificates of the domain and its wildcard, by ACME.
+func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
+	o := harptls.WildcardOptions{
+		Domain: cfg.Domain, DataDir: cfg.DataDir, Email: cfg.ACMEEmail, CA: cfg.ACMECA, Logger: log,
+		Retry: cfg.acmeRetry, CheckEvery: cfg.acmeCheckEvery,
+	}
+	var err error
+	if o.CARoots, err = readRoots(cfg.ACMECARoot); err != nil {
+		return err
+	}
+	switch cfg.ACMEDNS {
+	case "builtin":
+		if o.Solver, err = c.openDNS(cfg, log); err != nil {
+			return err
+		}
+	case "exec":
+		o.Solver = harptls.ExecSolver{Path: cfg.acmeExec, Resolver: resolverOf(cfg.Resolver)}
+	case "rfc2136":
+		provider, err := dns.NewRFC2136(cfg.RFC2136, cfg.RFC2136Name, cfg.RFC2136Key)
+		if err != nil {
+			return &cli.Error{Err: err, Hint: "--rfc2136-key-file is a BIND key file, as tsig-keygen prints it, for this user alone"}
+		}
+		o.Provider, o.Resolvers = provider, []string{provider.Server}
+	}
+	var once sync.Once
+	o.OnFailure = func(error) {
+		once.Do(func() { log.Warn("see what is missing with: harpd check --domain " + cfg.Domain) })
+	}
+	w := harptls.NewWildcard(o)
+	c.config, c.ready = w.TLSConfig(), w.Ready
+	c.run = append(c.run, w.Run)
+	c.close = append(c.close, w.Close)
+	return nil
+}
+
+// openDNS listens for the built-in DNS server and returns what answers challenges by it.
+func (c *certificates) openDNS(cfg config, log *slog.Logger) (acmez.Solver, error) {
+	addrs := cfg.PublicIP
+	if len(addrs) == 0 {
+		if addrs = publicAddresses(); len(addrs) == 0 {
+			log.Warn("this machine has no public address of its own: the built-in DNS answers challenges, but knows no address of the tunnels; give it with --public-ip")
+		}
+	}
+	server, err := dns.New(dns.Options{
+		Domain: cfg.Domain, Host: cfg.DNSHost, Alias: cfg.DNSAlias, Addresses: addrs, CAA: issuers(cfg.ACMECA), Logger: log,
+	})
+	if err != nil {
+		return nil, &cli.Error{Err: err, Hint: "see --dns-host and --dns-alias"}
+	}
+	udp, tcp, err := listenDNS(cfg.DNS)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("serving DNS", "zone", cfg.Domain, "dns", tcp.Addr(), "addresses", addrs)
+	c.run = append(c.run, func(ctx context.Context) {
+		if err := server.Serve(ctx, []net.PacketConn{udp}, []net.Listener{tcp}); err != nil {
+			log.Error("the built-in DNS has ended", "reason", err)
+		}
+	})
+	c.close = append(c.close, func() { _, _ = udp.Close(), tcp.Close() })
+	return harptls.TXTSolver{Add: server.AddTXT, Remove: server.RemoveTXT, Name: cfg.DNSAlias}, nil
+}
+
+func listenDNS(addr string) (net.PacketConn, net.Listener, error) {
+	tcp, err := listenTCP("--dns", addr)
+	if err != nil {
+		var e *cli.Error
+		if errors.As(err, &e) && errors.Is(err, syscall.EADDRINUSE) {
+			e.Hint = "often systemd-resolved has port 53 of loopback alone: give the public address, --dns 203.0.113.7:53"
+		}
+		return nil, nil, err
+	}
+	udp, err := net.ListenPacket("udp", tcp.Addr().String())
+	if err != nil {
+		_ = tcp.Close()
+		return nil, nil, &cli.Error{Err: fmt.Errorf("--dns %s: %w", addr, err), Hint: "another program has this port for UDP; see which with: ss -lnup"}
+	}
+	return udp, tcp, nil
+}
+
+// issuers are the names by which CAA records allow an authority; nil if they are not known, which allows all.
+func issuers(directory string) []string {
+	if strings.HasSuffix(directory, ".api.letsencrypt.org/directory") {
+		return []string{"letsencrypt.org"}
+	}
+	return nil
+}
+
+func readRoots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, &cli.Error{Err: fmt.Errorf("--acme-ca-root: %w", err), Hint: "give a PEM file"}
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, &cli.Error{Err: fmt.Errorf("--acme-ca-root %s: no certificate in it", file), Hint: "give a PEM file"}
+	}
+	return pool, nil
+}
+
+// resolverOf asks the given servers, host:port, in turn; the system's if there are none.
+func resolverOf(servers []string) *net.Resolver {
+	if len(servers) == 0 {
+		return net.DefaultResolver
+	}
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (conn net.Conn, err error) {
+		for _, s := range servers {
+			if conn, err = new(net.Dialer).DialContext(ctx, network, s); err == nil {
+				break
+			}
+		}
+		return conn, err
+	}}
+}
+
+// publicAddresses are the addresses of this machine that the internet can reach, as far as its interfaces say.
+func publicAddresses() (out []netip.Addr) {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			if addr := p.Addr().Unmap(); addr.IsGlobalUnicast() && !addr.IsPrivate() {
+				out = append(out, addr)
+			}
+		}
+	}
+	return out
+}
+
+// plainHTTP answers on port 80 when TLS is on: it sends visitors to HTTPS, or says why that does not work yet.
+func (c *certificates) plainHTTP(https net.Addr) http.Handler {
+	redirect := redirectToHTTPS(https)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := c.ready(); err != nil {
+			w.Header().Set("Retry-After", "60")
+			http.Error(w, "This server has no certificate yet.\n"+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		redirect.ServeHTTP(w, r)
+	})
+}
