@@ -76,6 +76,7 @@ const (
 	RefuseAudience      = "bad-audience"   // signed for another server
 	RefuseNotAuthorized = "not-authorized" // the operator does not know this key
 	RefuseUnsupported   = "unsupported"    // this edge cannot do what is asked
+	RefuseHostname      = "hostname"       // a hostname of the agent's own is not proven: the message names the missing record
 	RefuseLimit         = "limit"          // too many registrations
 	RefuseDraining      = "draining"       // the edge is about to stop
 )

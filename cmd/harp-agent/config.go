@@ -21,6 +21,7 @@ type upConfig struct {
 	config
 	Target string // empty means http://localhost:8080
 
+	Domains   []string // hostnames of one's own
 	Path      string // prefix that is served; empty means all
 	StripPath bool   // the upstream does not see Path
 	Mode      string // takeover, share or standby
@@ -46,6 +47,7 @@ func (c *config) declareName(f *cli.Flags) {
 func (c *upConfig) declare(f *cli.Flags) {
 	f.Group("Name")
 	c.declareName(f)
+	f.Strings(&c.Domains, "domain NAME", "a hostname of your own that is a CNAME to the tunnel's name; repeatable")
 	f.String(&c.Path, "path /PREFIX", "", "serve only what is below this path of the name")
 	f.Choice(&c.Mode, "mode MODE", identity.ModeTakeover,
 		[]string{identity.ModeTakeover, identity.ModeShare, identity.ModeStandby},

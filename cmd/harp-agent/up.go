@@ -130,7 +130,7 @@ func (c upConfig) options(edge edgeURL, key identity.Key, forward *agent.Forward
 	opts := agent.Options{
 		Server:        edge.String(),
 		Key:           key,
-		Services:      []agent.Service{{Session: c.Session, Path: c.Path, Mode: c.Mode, Handler: forward}},
+		Services:      []agent.Service{{Session: c.Session, Path: c.Path, Mode: c.Mode, Hostnames: c.Domains, Handler: forward}},
 		ExitOnFailure: c.ExitOnFailure || !c.Wait,
 		Logger:        log,
 	}
@@ -212,6 +212,8 @@ func refusalHint(code string, edge edgeURL, key identity.Key) string {
 		return "ask the operator to add this line to the file of --authorized-keys: " + key.Public().Thumbprint().String()
 	case messages.RefuseAudience:
 		return "dial the server by its own domain, or ask its operator for --audience " + edge.host
+	case messages.RefuseHostname:
+		return "set that record where the domain's DNS is managed, then start again"
 	case messages.RefuseLimit, messages.RefuseDraining:
 		return "try again later"
 	case messages.RefuseUnsupported:

@@ -20,6 +20,7 @@ import (
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
 	harptls "github.com/harp-tunnel/harp/tls"
 	"github.com/harp-tunnel/harp/tls/dns"
+	"github.com/harp-tunnel/harp/tunnel/server"
 )
 
 // certificates are how an edge proves its names to visitors, of one kind of --tls.
@@ -28,11 +29,20 @@ type certificates struct {
 	ready  func() error            // nil when visitors are served, else why not
 	run    []func(context.Context) // each until ctx ends
 	close  []func()
+
+	edge   *server.Server // set before anything is served
+	prover harptls.Prover
+	budget *harptls.Budget
+	custom *harptls.Custom // nil unless certificates of hostnames come by themselves
 }
 
 // openCertificates makes what --tls asks for; nil if it is off.
 func openCertificates(cfg config, log *slog.Logger) (c *certificates, err error) {
-	c = &certificates{ready: func() error { return nil }}
+	c = &certificates{
+		ready:  func() error { return nil },
+		prover: harptls.Prover{Domain: cfg.Domain, Resolvers: cfg.Resolver},
+		budget: harptls.NewBudget(),
+	}
 	defer func() {
 		if err != nil {
 			c.end()
@@ -116,7 +126,16 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 		once.Do(func() { log.Warn("see what is missing with: harpd check --domain " + cfg.Domain) })
 	}
 	w := harptls.NewWildcard(o)
-	c.config, c.ready = w.TLSConfig(), w.Ready
+	c.custom = harptls.NewCustom(harptls.CustomOptions{
+		DataDir: cfg.DataDir, Email: cfg.ACMEEmail, CA: cfg.ACMECA, CARoots: o.CARoots, Logger: log,
+		Serves: func(name string) bool { return c.edge.ServesHostname(name) },
+		Prove: func(ctx context.Context, name string) error {
+			label, _ := c.edge.LabelOf(name)
+			return c.prover.Prove(ctx, name, label)
+		},
+	})
+	c.close = append(c.close, c.custom.Close)
+	c.config, c.ready = c.custom.TLSConfig(cfg.Domain, w.GetCertificate), w.Ready
 	c.run = append(c.run, w.Run)
 	c.close = append(c.close, w.Close)
 	return nil
@@ -218,10 +237,25 @@ func publicAddresses() (out []netip.Addr) {
 	return out
 }
 
-// plainHTTP answers on port 80 when TLS is on: it sends visitors to HTTPS, or says why that does not work yet.
+// proveHostname is what the edge asks at each registration of a hostname.
+func (c *certificates) proveHostname(ctx context.Context, thumbprint, label, hostname string) error {
+	if err := c.prover.Prove(ctx, hostname, label); err != nil {
+		return err
+	}
+	return c.budget.Spend(thumbprint, hostname)
+}
+
+// prepareHostname gets the certificate of a hostname before its first visitor comes.
+func (c *certificates) prepareHostname(hostname string) {
+	if c.custom != nil {
+		c.custom.Prepare(hostname)
+	}
+}
+
+// plainHTTP answers on port 80 when TLS is on: HTTP-01 validations of hostnames; for the rest it sends visitors to HTTPS, or says why that does not work yet.
 func (c *certificates) plainHTTP(https net.Addr) http.Handler {
 	redirect := redirectToHTTPS(https)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := c.ready(); err != nil {
 			w.Header().Set("Retry-After", "60")
 			http.Error(w, "This server has no certificate yet.\n"+err.Error(), http.StatusServiceUnavailable)
@@ -229,4 +263,8 @@ func (c *certificates) plainHTTP(https net.Addr) http.Handler {
 		}
 		redirect.ServeHTTP(w, r)
 	})
+	if c.custom == nil {
+		return answer
+	}
+	return c.custom.HTTPHandler(answer)
 }

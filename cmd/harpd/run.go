@@ -49,11 +49,12 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 		return err
 	}
 	defer certs.end()
-	edge, err := newEdge(cfg, log)
+	edge, err := newEdge(cfg, certs, log)
 	if err != nil {
 		ls.close()
 		return err
 	}
+	certs.edge = edge
 	if cfg.TLS == "files" {
 		if err := cfg.checkCertificate(time.Now()); err != nil {
 			log.Warn("visitors may not trust this server", "reason", err)
@@ -89,7 +90,7 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 	return nil
 }
 
-func newEdge(cfg config, log *slog.Logger) (*server.Server, error) {
+func newEdge(cfg config, certs *certificates, log *slog.Logger) (*server.Server, error) {
 	unlimited := func(n int64) int64 { // 0 means no limit to a person, and the default to the library
 		if n == 0 {
 			return -1
@@ -102,6 +103,7 @@ func newEdge(cfg config, log *slog.Logger) (*server.Server, error) {
 	}
 	return server.New(server.Options{
 		Domain: cfg.Domain, Audiences: cfg.Audience,
+		ProveHostname: certs.proveHostname, OnHostname: certs.prepareHostname,
 		MaxBody: unlimited(cfg.MaxBody), RequestTimeout: cfg.RequestTimeout, PingInterval: cfg.PingInterval,
 		RateLimit: rate, RateBurst: cfg.RateBurst,
 		VisitorRateLimit: cfg.VisitorRateLimit, VisitorRateBurst: cfg.VisitorRateBurst,
@@ -184,7 +186,7 @@ func (ls *listeners) serve(cfg config, edge *server.Server, certs *certificates,
 	} else {
 		servers[ls.http] = publicServer(certs.plainHTTP(ls.https.Addr()), log)
 		ls.https = harptls.NewListener(ls.https, harptls.ListenerOptions{
-			Config: certs.config, Route: routeTLS(cfg), Logger: log,
+			Config: certs.config, Route: routeTLS(cfg, edge), Logger: log,
 		})
 		servers[ls.https] = publicServer(withHSTS(edge, cfg.HSTS), log)
 		log.Info("serving visitors and agents", "domain", cfg.Domain, "https", ls.https.Addr(), "redirect", ls.http.Addr())
@@ -239,7 +241,7 @@ func redirectToHTTPS(addr net.Addr) http.Handler {
 }
 
 // routeTLS returns what becomes of a TLS connection for a name.
-func routeTLS(cfg config) func(string) harptls.Route {
+func routeTLS(cfg config, edge *server.Server) func(string) harptls.Route {
 	_, err := netip.ParseAddr(cfg.Domain)
 	byAddress := err == nil // who dials an address sends no name
 	return func(name string) harptls.Route {
@@ -249,7 +251,7 @@ func routeTLS(cfg config) func(string) harptls.Route {
 		case cfg.TLS == "internal":
 			return harptls.Route{Serve: name == "localhost"}
 		}
-		return harptls.Route{Serve: slices.Contains(cfg.Audience, name)} // agents may dial it
+		return harptls.Route{Serve: edge.ServesHostname(name) || slices.Contains(cfg.Audience, name)}
 	}
 }
 

@@ -93,6 +93,10 @@ type Service struct {
 	// Mode says what becomes of several agents with one name: identity.ModeTakeover (also if empty), where the newest
 	// sends the others away, ModeShare or ModeStandby.
 	Mode string
+	// Hostnames are names of your own, in lower case, under which the service is to be reached, too; at most 16. A CNAME of
+	// each must lead to the service's name, or a TXT record at _harp.<name> hold its label; if not, the edge refuses the
+	// registration and says which record is missing.
+	Hostnames []string
 	// Handler serves the requests: Forward's result, or any other. It is used as net/http's server would: from many
 	// goroutines, with Flush, Hijack and trailers. Request.RequestURI is what the visitor sent, byte for byte, and
 	// RemoteAddr is the visitor's address. The context of a request ends when the visitor leaves or the link is lost;

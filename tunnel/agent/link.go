@@ -113,6 +113,7 @@ func asRefusal(err error) error {
 func (a *Agent) request(s Service, challenge string) ([]byte, error) {
 	jws, err := a.options.Key.Sign(identity.Registration{
 		Audience: a.audience, Challenge: challenge, Session: s.Session, Path: s.Path, Mode: s.Mode, Instance: a.instance,
+		Hostnames: s.Hostnames,
 	})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -35,14 +36,18 @@ type link struct {
 	scheme    string     // by which the agent came
 	port      string     // to which it came, with its colon; empty for the scheme's own
 	since     time.Time
+	ctx       context.Context // the link's life
 	end       context.CancelCauseFunc
 	requests  atomic.Uint64 // carried so far
 
 	mu            sync.Mutex // guards the fields below; taken before Server.mu and registry.mu
 	registrations map[uint32]*registration
 	lastID        uint32
-	gone          bool // no more registrations
-	left          bool // the agent has said that it goes
+	gone          bool     // no more registrations
+	left          bool     // the agent has said that it goes
+	asked         [][]byte // registration requests that have no answer yet, in their order
+
+	registering sync.WaitGroup // the goroutine that answers them
 }
 
 // served orders links by how much they have carried.
@@ -89,7 +94,7 @@ func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 		OnText: l.handleText, OnDisconnect: l.handleDisconnect, Logger: s.log,
 	})
 	ctx, end := context.WithCancelCause(context.Background())
-	l.end = end
+	l.ctx, l.end = ctx, end
 	s.remember(l)
 	go func() { // ends with the link
 		defer s.running.Done()
@@ -139,7 +144,7 @@ func (l *link) run(ctx context.Context) {
 	defer s.forget(l)
 	late := time.AfterFunc(registerTimeout, func() { l.end(errLate) })
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
-	err := l.begin()
+	err := l.begin(ctx)
 	late.Stop()
 	stop()
 	s.settle()
@@ -153,6 +158,8 @@ func (l *link) run(ctx context.Context) {
 	s.log.Info("link up", "from", l.visitor)
 	err = l.session.Run(ctx)
 	l.leave()
+	l.end(nil)
+	l.registering.Wait()
 	s.metrics.link(-1)
 	if l.hasLeft() {
 		err = errLeft
@@ -167,7 +174,7 @@ func (l *link) hasLeft() bool {
 }
 
 // begin handles the first message, which must be a registration request that is granted.
-func (l *link) begin() error {
+func (l *link) begin(ctx context.Context) error {
 	text, r, err := l.conn.NextMessage()
 	if err != nil {
 		return err
@@ -179,7 +186,7 @@ func (l *link) begin() error {
 	if !text {
 		raw = nil
 	}
-	refusal := l.register(raw)
+	refusal := l.register(ctx, raw)
 	if refusal == nil {
 		return nil
 	}
@@ -193,17 +200,50 @@ func (l *link) begin() error {
 	return fmt.Errorf("refused (%s): %w", refusal.Code, refusal)
 }
 
-// handleText handles a further registration request. A refusal does not end the link.
+// handleText takes a further registration request. They are answered in their order, outside the reader, which must not
+// wait for a proof.
 func (l *link) handleText(text []byte) error {
-	refusal := l.register(text)
-	if refusal == nil {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.asked) > maxRegistrations {
+		return fmt.Errorf("%w: too many registration requests at once", tunnel.ErrProtocol)
+	}
+	l.asked = append(l.asked, bytes.Clone(text))
+	if len(l.asked) == 1 {
+		l.registering.Go(l.registerAsked) // ends when all are answered, or with the link
+	}
+	return nil
+}
+
+// registerAsked answers the requests that have come. A refusal does not end the link.
+func (l *link) registerAsked() {
+	for text := l.nextAsked(false); text != nil; text = l.nextAsked(true) {
+		refusal := l.register(l.ctx, text)
+		if refusal == nil {
+			continue
+		}
+		answer, err := messages.EncodeRegistrationResponse(messages.RegistrationResponse{Error: refusal})
+		if err == nil {
+			err = l.session.SendText(answer)
+		}
+		if err != nil {
+			l.end(err)
+		}
+	}
+}
+
+// nextAsked is the oldest request that has no answer, after the one that has one now, if done; nil if there is none.
+func (l *link) nextAsked(done bool) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if done {
+		l.asked = l.asked[1:]
+	}
+	if len(l.asked) == 0 {
+		l.asked = nil
 		return nil
 	}
-	answer, err := messages.EncodeRegistrationResponse(messages.RegistrationResponse{Error: refusal})
-	if err != nil {
-		return err
-	}
-	return l.session.SendText(answer)
+	return l.asked[0]
 }
 
 // handleDisconnect takes the agent's word that it leaves, or gives one name up.
@@ -235,6 +275,7 @@ func (l *link) leave() {
 
 func (s *Server) unregister(r *registration) {
 	if r != nil && s.routes.remove(r) {
+		s.names.release(r)
 		s.metrics.registration(-1)
 		s.log.Info("unregistered", "hostname", r.label+"."+s.options.Domain, "path", r.path)
 	}

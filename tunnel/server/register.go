@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"strings"
@@ -10,9 +11,9 @@ import (
 	"github.com/harp-tunnel/harp/messages"
 )
 
-// register grants the registration that text asks for and answers it, or returns the refusal.
-func (l *link) register(text []byte) *messages.RegistrationError {
-	refusal := l.tryRegister(text)
+// register grants the registration that text asks for and answers it, or returns the refusal. ctx is the link's.
+func (l *link) register(ctx context.Context, text []byte) *messages.RegistrationError {
+	refusal := l.tryRegister(ctx, text)
 	result := registeredOK
 	if refusal != nil {
 		result = refusal.Code
@@ -22,9 +23,12 @@ func (l *link) register(text []byte) *messages.RegistrationError {
 	return refusal
 }
 
-func (l *link) tryRegister(text []byte) *messages.RegistrationError {
+func (l *link) tryRegister(ctx context.Context, text []byte) *messages.RegistrationError {
 	r, refusal := l.verify(text)
 	if refusal != nil {
+		return refusal
+	}
+	if refusal := l.prove(ctx, r); refusal != nil {
 		return refusal
 	}
 	s := l.server
@@ -38,6 +42,7 @@ func (l *link) tryRegister(text []byte) *messages.RegistrationError {
 	replaced, err := s.routes.add(r, func() error { return l.answer(r) })
 	if err == nil {
 		l.registrations[r.id] = r
+		s.names.claim(r)
 	}
 	l.mu.Unlock()
 	if err != nil {
@@ -45,9 +50,15 @@ func (l *link) tryRegister(text []byte) *messages.RegistrationError {
 	}
 	s.metrics.registration(1)
 	s.log.Info("registered", "hostname", r.label+"."+s.options.Domain, "path", r.path, "mode", r.mode,
-		"identity", r.thumbprint.String(), "from", l.visitor)
+		"hostnames", r.hostnames, "identity", r.thumbprint.String(), "from", l.visitor)
+	if s.options.OnHostname != nil {
+		for _, name := range r.hostnames {
+			s.options.OnHostname(name)
+		}
+	}
 	for _, old := range replaced {
 		s.metrics.registration(-1)
+		s.names.release(old)
 		old.link.drop(old, messages.DisconnectReplaced, errReplaced)
 	}
 	return nil
@@ -87,8 +98,6 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 		return nil, refuse(messages.RefuseAudience, "signed for "+quoteName(claim.Audience)+", and this server is "+s.options.Domain, false)
 	case !s.keys.allowed(key.Thumbprint()):
 		return nil, l.unauthorized(key.Thumbprint())
-	case len(claim.Hostnames) > 0:
-		return nil, refuse(messages.RefuseUnsupported, "this server does not serve hostnames of your own", false)
 	case claim.EndToEnd:
 		return nil, refuse(messages.RefuseUnsupported, "this server does not pass TLS through", false)
 	}
@@ -100,6 +109,7 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 	return &registration{
 		link: l, label: key.Thumbprint().Label(claim.Session), path: path, session: claim.Session,
 		mode: mode, instance: claim.Instance, thumbprint: key.Thumbprint(), since: time.Now(),
+		hostnames: claim.Hostnames,
 	}, nil
 }
 

@@ -22,6 +22,7 @@ type registration struct {
 	mode       string
 	instance   string
 	thumbprint identity.Thumbprint
+	hostnames  []string // further names, proven
 	since      time.Time
 }
 

@@ -63,6 +63,12 @@ type Options struct {
 	AuthorizedKeys string
 	// Open says that anyone may register and that this is meant; without it, and without AuthorizedKeys, New warns.
 	Open bool
+	// ProveHostname returns nil if the holder of a key may serve a hostname of its own, which is in lower case: it leads to
+	// the label, which is computed from the key. An error is told to the agent, which tries again if it has a method
+	// Temporary that says so. It is asked at each registration, from many goroutines. Nil refuses all hostnames.
+	ProveHostname func(ctx context.Context, thumbprint, label, hostname string) error
+	// OnHostname is called when a registration with a proven hostname was granted. It must not wait. Nil does nothing.
+	OnHostname func(hostname string)
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
 	// NoHostRoute turns routing by hostname off. RouteByPath also serves https://<Domain>/t/<label>/…, RouteByHeader
@@ -84,6 +90,7 @@ type Server struct {
 	hosts   *limiterSet[string]     // by label
 	visits  *limiterSet[netip.Addr] // by visitor
 	routes  *registry
+	names   *hostnames
 	started time.Time
 
 	mu      sync.Mutex // guards the fields below
@@ -115,6 +122,7 @@ func New(o Options) (*Server, error) {
 		hosts:   newLimiterSet[string](o.RateLimit, o.RateBurst, 0),
 		visits:  newLimiterSet[netip.Addr](o.VisitorRateLimit, o.VisitorRateBurst, 0),
 		routes:  newRegistry(),
+		names:   newHostnames(),
 		started: time.Now(),
 		links:   make(map[*link]struct{}),
 	}, nil
@@ -215,6 +223,10 @@ func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 		return destination{}, true
 	}
 	if host != s.options.Domain {
+		if label, ok := s.names.lookup(host); ok {
+			to.label = label
+			return to, false
+		}
 		return destination{}, true
 	}
 	if s.options.RouteByHeader {

@@ -108,7 +108,7 @@ func TestResolve(t *testing.T) {
 		{"by header, no label", header, "tunnels.test", "/a", "www", "", "", "", true},
 	} {
 		test.o.Domain = testDomain
-		s := &Server{options: test.o.withDefaults()}
+		s := &Server{options: test.o.withDefaults(), names: newHostnames()}
 		r := &http.Request{ProtoMajor: 1, Host: test.host, RequestURI: test.target, Header: http.Header{}}
 		if test.field != "" {
 			r.Header["Harp-Tunnel"] = strings.Split(test.field, ",")
