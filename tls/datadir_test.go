@@ -2,6 +2,7 @@ package tls
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,7 +32,22 @@ func TestLockDataDir(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LockDataDir(file); err == nil || errors.Is(err, ErrDataDirInUse) {
+	if _, err := LockDataDir(file); !errors.Is(err, ErrNotADir) || !strings.Contains(err.Error(), file) {
 		t.Errorf("a file is no folder, got %v", err)
+	}
+	if _, err := LockDataDir(filepath.Join(file, "below")); err == nil {
+		t.Error("a folder was made below a file")
+	}
+	if os.Geteuid() == 0 {
+		return // may write everywhere
+	}
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LockDataDir(dir); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("a folder that cannot be written gave %v, though its lock can", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -37,7 +38,7 @@ type InternalCA struct {
 	leafKey *ecdsa.PrivateKey // of all leaves, new in each process
 
 	mu     sync.Mutex
-	leaves map[string]*tls.Certificate // by server name
+	leaves map[string]*tls.Certificate // by their first name
 }
 
 // OpenInternalCA reads the root and its key from the folder, and makes them there if there are none. The error names the
@@ -54,7 +55,13 @@ func OpenInternalCA(dataDir string) (*InternalCA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("internal CA in %s: %w", dir, err)
 	}
+	info, err := os.Stat(keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("internal CA: %w", err)
+	}
 	switch {
+	case info.Mode().Perm()&0o077 != 0 && runtime.GOOS != "windows":
+		return nil, fmt.Errorf("internal CA: others may read %s: its mode must be 0600", keyFile)
 	case !pair.Leaf.IsCA:
 		return nil, fmt.Errorf("internal CA: %s is not a root", rootFile)
 	case time.Now().After(pair.Leaf.NotAfter):
@@ -92,10 +99,24 @@ func createRoot(dir, rootFile, keyFile string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+	if err := writePEM(keyFile, "PRIVATE KEY", keyDER, 0o600); err != nil {
 		return err
 	}
-	return os.WriteFile(rootFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644) // last: its presence says that all is there
+	return writePEM(rootFile, "CERTIFICATE", der, 0o644) // last: its presence says that all is there
+}
+
+// writePEM replaces the file as a whole, or not at all.
+func writePEM(file, kind string, der []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(file), ".new-*") // for the owner alone
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once it has its name
+	err = pem.Encode(f, &pem.Block{Type: kind, Bytes: der})
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
 }
 
 // serialNumber is 127 random bits (RFC 5280, section 4.1.2.2).
@@ -109,42 +130,81 @@ func serialNumber() *big.Int {
 // RootPEM is the root's certificate, which clients have to trust.
 func (ca *InternalCA) RootPEM() []byte { return ca.rootPEM }
 
-// TLSConfig returns the configuration that serves domain, every name right below it, and loopback's names. Leaves live a
-// week and are made in memory, one for each name: clients take no wildcard right below the top, such as *.localhost.
+// TLSConfig returns the configuration that serves domain, every name right below it, and loopback's names; a client that
+// dials an address and sends no name gets a certificate for that address. Leaves live a week and are made in memory, anew
+// when two thirds of that are over.
 func (ca *InternalCA) TLSConfig(domain string) *tls.Config {
+	domain = strings.ToLower(domain)
 	return serverConfig(func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
-		if name == "" && hello.Conn != nil { // who dials an address sends no name
-			name, _, _ = net.SplitHostPort(hello.Conn.LocalAddr().String())
+		names := internalNames(domain, strings.ToLower(strings.TrimSuffix(hello.ServerName, ".")), hello.Conn)
+		if len(names) == 0 {
+			return nil, errUnknownName
 		}
-		_, parent, _ := strings.Cut(name, ".")
-		if name != domain && parent != domain && name != "localhost" && net.ParseIP(name) == nil {
-			return nil, fmt.Errorf("%q is not a name of this server", name)
-		}
-		return ca.leaf(name)
+		return ca.leaf(names)
 	})
 }
 
-// leaf returns a certificate for name that lives a day at least.
-func (ca *InternalCA) leaf(name string) (*tls.Certificate, error) {
+// internalNames returns what the certificate for a client that wants name is to hold; none if that is not ours. Right
+// below the top, as in *.localhost, clients take no wildcard, so each name there gets a certificate of its own.
+func internalNames(domain, name string, conn net.Conn) []string {
+	if name == "" && conn != nil {
+		host, _, _ := net.SplitHostPort(conn.LocalAddr().String())
+		host, _, _ = strings.Cut(host, "%")
+		names := []string{host}
+		if net.ParseIP(host) == nil {
+			names = nil
+		}
+		if net.ParseIP(domain) != nil && domain != host { // this machine may have it only as its router sees it
+			names = append(names, domain)
+		}
+		return names
+	}
+	first, parent, _ := strings.Cut(name, ".")
+	switch {
+	case name == "":
+		return nil
+	case name == "localhost":
+		return []string{name}
+	case name != domain && (parent != domain || !isLabel(first)):
+		return nil
+	case strings.Contains(domain, ".") && net.ParseIP(domain) == nil:
+		return []string{domain, "*." + domain}
+	}
+	return []string{name}
+}
+
+// isLabel says whether s can be a label of a host name (RFC 1123, section 2.1); underscores are seen as well.
+func isLabel(s string) bool {
+	return s != "" && len(s) <= 63 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-_") == ""
+}
+
+// leaf returns a certificate for the names with a third of its life before it, at least.
+func (ca *InternalCA) leaf(names []string) (*tls.Certificate, error) {
 	now := time.Now()
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
-	if cert := ca.leaves[name]; cert != nil && now.Before(cert.Leaf.NotAfter.Add(-leafLife/3)) {
+	if cert := ca.leaves[names[0]]; cert != nil && now.Before(renewAt(cert.Leaf)) {
 		return cert, nil
 	}
+	if now.After(ca.root.NotAfter) {
+		return nil, errors.New("internal CA: the root has expired")
+	}
 	template := &x509.Certificate{
-		SerialNumber: serialNumber(), Subject: pkix.Name{CommonName: name},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(leafLife),
+		SerialNumber: serialNumber(), NotBefore: now.Add(-backdate), NotAfter: now.Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	if len(name) > 64 {
-		template.Subject.CommonName = "" // RFC 5280, appendix A.1: ub-common-name
+	if template.NotAfter.After(ca.root.NotAfter) {
+		template.NotAfter = ca.root.NotAfter
 	}
-	if ip := net.ParseIP(name); ip != nil {
-		template.IPAddresses = []net.IP{ip}
-	} else {
-		template.DNSNames = []string{name}
+	if len(names[0]) <= 64 { // RFC 5280, appendix A.1: ub-common-name
+		template.Subject = pkix.Name{CommonName: names[0]}
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.root, ca.leafKey.Public(), ca.key)
 	if err != nil {
@@ -158,6 +218,12 @@ func (ca *InternalCA) leaf(name string) (*tls.Certificate, error) {
 		clear(ca.leaves) // they are cheap to make again
 	}
 	cert := &tls.Certificate{Certificate: [][]byte{der, ca.root.Raw}, PrivateKey: ca.leafKey, Leaf: leaf}
-	ca.leaves[name] = cert
+	ca.leaves[names[0]] = cert
 	return cert, nil
+}
+
+// renewAt is when two thirds of a leaf's life are over.
+func renewAt(leaf *x509.Certificate) time.Time {
+	made := leaf.NotBefore.Add(backdate)
+	return made.Add(leaf.NotAfter.Sub(made) * 2 / 3)
 }

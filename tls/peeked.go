@@ -52,6 +52,9 @@ func (c *peeked) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// NetConn is the connection below, as tls.Conn has it.
+func (c *peeked) NetConn() net.Conn { return c.Conn }
+
 // CloseWrite ends what is sent on the connection, and nothing else.
 func (c *peeked) CloseWrite() error {
 	if conn, ok := c.Conn.(interface{ CloseWrite() error }); ok {

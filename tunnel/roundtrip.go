@@ -103,10 +103,7 @@ func (s *Session) open(registration uint32, req *http.Request, hasBody bool) (*s
 	}
 	st := newStream(s, 0, carrier)
 	st.outEnded = flags == messages.FlagEnd
-	number, err := s.out.head(req.Context().Done(), func(b []byte) ([]byte, error) {
-		if err := s.admit(st); err != nil {
-			return b, err
-		}
+	err := s.begin(req.Context(), st, func(b []byte) ([]byte, error) {
 		start := len(b)
 		b = messages.BeginHTTPRequest(b, kind, flags, st.id, &head)
 		b = appendHeader(b, req.Header)
@@ -118,24 +115,10 @@ func (s *Session) open(registration uint32, req *http.Request, hasBody bool) (*s
 		}
 		return messages.Finish(b, start)
 	})
-	if err == nil {
-		st.mu.Lock()
-		st.batch = number
-		st.mu.Unlock()
-		return st, nil
+	if err != nil {
+		return nil, err
 	}
-	switch {
-	case st.id != 0: // admitted, but the head was too long
-		st.shut(err, true)
-	case errors.Is(err, errExhausted):
-		s.Disconnect(messages.Disconnect{Code: messages.DisconnectDraining, Reason: err.Error()})
-		err = ErrDraining
-	case errors.Is(err, errGivenUp):
-		err = context.Cause(req.Context())
-	case errors.Is(err, ErrClosed):
-		err = errors.Join(errUnsent, err)
-	}
-	return nil, err
+	return st, nil
 }
 
 var errExhausted = errors.New("tunnel: stream numbers are used up")

@@ -27,7 +27,7 @@ func (s *Session) handleRequest(h messages.Header, payload []byte) error {
 		return s.cancelUnknown(h.Stream, messages.CancelProtocol, "stream number out of order")
 	}
 	if h.Type == messages.TypeTLSRequest {
-		return s.cancelUnknown(h.Stream, messages.CancelUnsupported, "this agent does not end TLS")
+		return s.acceptTLS(h, payload)
 	}
 	if len(payload) > maxHead(h.Type) {
 		return s.cancelUnknown(h.Stream, messages.CancelTooLarge, h.Type.String()+" is too large")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,9 @@ type Config struct {
 	// Handler returns what serves a registration's requests, nil if the registration is unknown. It is set at the
 	// agent; at the edge it is nil, and only the edge opens streams.
 	Handler func(registration uint32) http.Handler
+	// TLSHandler returns what takes a visitor's TLS connection, unopened; nil if the registration is unknown. What it
+	// returns closes the connection and then returns. If TLSHandler itself is nil the agent ends no TLS.
+	TLSHandler func(messages.TLSRequest) func(net.Conn)
 	// MaxStreams is how many streams may be open at once; zero means 1000. Further ones are refused. At the agent it is also
 	// how many handlers may run, of which some may outlive their streams.
 	//

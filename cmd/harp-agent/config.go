@@ -22,13 +22,15 @@ type upConfig struct {
 	Target string // empty means http://localhost:8080
 
 	Domains   []string // hostnames of one's own
-	Path      string // prefix that is served; empty means all
-	StripPath bool   // the upstream does not see Path
-	Mode      string // takeover, share or standby
+	Path      string   // prefix that is served; empty means all
+	StripPath bool     // the upstream does not see Path
+	Mode      string   // takeover, share or standby
 
 	HostHeader       string   // preserve, rewrite or what to send
 	HeaderAdd        []string // as parseHeaders reads them
 	InsecureUpstream bool
+
+	endConfig
 
 	CAFile        string // PEM, trusted beside the system's for the edge
 	StateFile     string // empty means none
@@ -61,6 +63,8 @@ func (c *upConfig) declare(f *cli.Flags) {
 	f.Lines(&c.HeaderAdd, "header-add 'NAME: VALUE'",
 		"set this field on every request; a secret belongs into a file: 'NAME: @FILE' reads the value, @FILE whole lines; repeatable")
 	f.Bool(&c.InsecureUpstream, "insecure-upstream", false, "accept any certificate of an https:// target")
+
+	c.endConfig.declare(f)
 
 	f.Group("Connection")
 	f.String(&c.CAFile, "ca-file FILE", "", "trust these certificates (PEM) for the edge, beside the system's")

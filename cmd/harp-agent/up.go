@@ -66,6 +66,9 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 		return &cli.Error{Err: fmt.Errorf("--state-file: %w", err), Hint: "give a file in a folder that this user may write to"}
 	}
 	opts := cfg.options(edge, key, forward, log)
+	if opts.EndToEnd, err = cfg.endConfig.options(cfg.KeyFile); err != nil {
+		return err
+	}
 	report(&opts, file, stdout)
 	a, err := agent.New(opts)
 	if err != nil {
@@ -92,6 +95,9 @@ func (c upConfig) checked() (edgeURL, error) {
 	}
 	if err := checkName(c.Session, c.Path); err != nil {
 		return edge, err
+	}
+	if c.EndToEnd && c.Path != "" {
+		return edge, &cli.Error{Err: errors.New("--path does not go with --end-to-end: the edge cannot see paths"), Hint: "leave one of them out"}
 	}
 	if c.StripPath && c.Path == "" {
 		return edge, &cli.Error{Err: errors.New("--strip-path has nothing to strip"), Hint: "add --path /PREFIX"}

@@ -130,12 +130,18 @@ func plain(t *testing.T, addr, host string) *http.Response {
 // publish runs an agent at the edge for h, with the hostnames; the error of its end comes on the channel.
 func (e *autoEdge) publish(t *testing.T, key identity.Key, h http.Handler, hostnames ...string) (registered chan agent.Registration, ended chan error) {
 	t.Helper()
+	return e.publishAs(t, key, nil, agent.Service{Handler: h, Hostnames: hostnames})
+}
+
+// publishAs is publish for an agent that may end TLS itself.
+func (e *autoEdge) publishAs(t *testing.T, key identity.Key, end *agent.EndToEnd, s agent.Service) (registered chan agent.Registration, ended chan error) {
+	t.Helper()
 	pool := e.ca.roots(t)
 	registered, ended = make(chan agent.Registration, 10), make(chan error, 1)
 	a, err := agent.New(agent.Options{
 		Server: "https://" + net.JoinHostPort("localhost", fmt.Sprint(port(t, e.at.HTTPS))), Key: key,
 		TLSConfig: func() (*tls.Config, error) { return &tls.Config{RootCAs: pool, ServerName: testDomain}, nil },
-		Services:  []agent.Service{{Handler: h, Hostnames: hostnames}},
+		Services:  []agent.Service{s}, EndToEnd: end,
 		Logger:    cli.NewLogger(e.log, "info", "text"), ExitOnFailure: true,
 		OnRegister: func(r agent.Registration) { registered <- r },
 	})

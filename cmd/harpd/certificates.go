@@ -252,11 +252,21 @@ func (c *certificates) prepareHostname(hostname string) {
 	}
 }
 
+// hostOf is the name that a request is for.
+func hostOf(r *http.Request) string {
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
 // plainHTTP answers on port 80 when TLS is on: HTTP-01 validations of hostnames; for the rest it sends visitors to HTTPS, or says why that does not work yet.
 func (c *certificates) plainHTTP(https net.Addr) http.Handler {
 	redirect := redirectToHTTPS(https)
 	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := c.ready(); err != nil {
+		_, passed := c.edge.PassThrough(hostOf(r)) // its certificate is not this server's
+		if err := c.ready(); err != nil && !passed {
 			w.Header().Set("Retry-After", "60")
 			http.Error(w, "This server has no certificate yet.\n"+err.Error(), http.StatusServiceUnavailable)
 			return

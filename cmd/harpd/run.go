@@ -103,6 +103,7 @@ func newEdge(cfg config, certs *certificates, log *slog.Logger) (*server.Server,
 	}
 	return server.New(server.Options{
 		Domain: cfg.Domain, Audiences: cfg.Audience,
+		PassTLS:       cfg.TLS != "off",
 		ProveHostname: certs.proveHostname, OnHostname: certs.prepareHostname,
 		MaxBody: unlimited(cfg.MaxBody), RequestTimeout: cfg.RequestTimeout, PingInterval: cfg.PingInterval,
 		RateLimit: rate, RateBurst: cfg.RateBurst,
@@ -245,6 +246,9 @@ func routeTLS(cfg config, edge *server.Server) func(string) harptls.Route {
 	_, err := netip.ParseAddr(cfg.Domain)
 	byAddress := err == nil // who dials an address sends no name
 	return func(name string) harptls.Route {
+		if pass, ok := edge.PassThrough(name); ok {
+			return harptls.Route{Pass: pass}
+		}
 		switch {
 		case name == cfg.Domain, strings.HasSuffix(name, "."+cfg.Domain), byAddress && name == "":
 			return harptls.Route{Serve: true}

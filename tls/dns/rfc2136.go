@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,169 +13,194 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// maxKeyFile bounds a key file, in bytes.
-const maxKeyFile = 64 << 10
+const (
+	udpTime = 3 * time.Second // for an answer by UDP, before TCP is tried
+	tcpTime = 10 * time.Second
+	maxTTL  = 1<<31 - 1 // seconds (RFC 2181, section 8)
+	fudge   = 300       // seconds by which clocks may differ (RFC 8945, section 10)
+)
 
 // An RFC2136 changes records of a DNS server by dynamic updates (RFC 2136) that are signed with a shared key (TSIG, RFC
-// 8945). It is a libdns provider.
+// 8945). It is a libdns provider. Its methods may be called from any goroutine; NewRFC2136 makes one.
 type RFC2136 struct {
 	// Server takes the updates, host:port.
 	Server string
 
-	keyName   string // canonical
-	algorithm string
-	secret    string // base64
+	key tsigKey
+	now func() time.Time
 }
 
-// algorithms are the TSIG algorithms by the names that people give them.
-var algorithms = map[string]string{
-	"hmac-sha1": mdns.HmacSHA1, "hmac-sha224": mdns.HmacSHA224, "hmac-sha256": mdns.HmacSHA256,
-	"hmac-sha384": mdns.HmacSHA384, "hmac-sha512": mdns.HmacSHA512,
-}
-
-// NewRFC2136 returns a provider for a server, host or host:port, with the key of a file: one that BIND's tsig-keygen
-// wrote, Knot's algorithm:name:secret, or the base64 secret alone, which then is an hmac-sha256 key named keyName. An
-// empty keyName means the file's own; another must be the file's own. A file that others may read is refused.
+// NewRFC2136 returns a provider for a server, host or host:port (53 if there is none), with the key of a file: one that
+// BIND's tsig-keygen or Knot's keymgr wrote, algorithm:name:secret, or the base64 secret alone, which then is an
+// hmac-sha256 key named keyName. An empty keyName means the only key of the file, another the key of that name. A file
+// that everybody may read is refused.
 func NewRFC2136(server, keyName, keyFile string) (*RFC2136, error) {
-	if _, _, err := net.SplitHostPort(server); err != nil {
-		server = net.JoinHostPort(strings.Trim(server, "[]"), "53")
+	host, port, err := net.SplitHostPort(server)
+	if err != nil {
+		host, port = strings.Trim(server, "[]"), ""
 	}
-	info, err := os.Stat(keyFile)
+	if host == "" {
+		return nil, fmt.Errorf("DNS server %q has no host", server)
+	}
+	if port == "" {
+		port = "53"
+	}
+	key, err := readKey(keyFile, keyName)
 	if err != nil {
 		return nil, fmt.Errorf("TSIG key: %w", err)
 	}
-	if info.Mode().Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("TSIG key: %s is open to everybody: chmod 600 %s", keyFile, keyFile)
-	}
-	if info.Size() > maxKeyFile {
-		return nil, fmt.Errorf("TSIG key: %s is no key file", keyFile)
-	}
-	text, err := os.ReadFile(keyFile)
-	if err != nil {
-		return nil, fmt.Errorf("TSIG key: %w", err)
-	}
-	name, algorithm, secret, err := parseKey(string(text))
-	if err != nil {
-		return nil, fmt.Errorf("TSIG key: %s: %w", keyFile, err)
-	}
-	switch {
-	case name == "" && keyName == "":
-		return nil, fmt.Errorf("TSIG key: %s does not say the key's name", keyFile)
-	case name != "" && keyName != "" && mdns.CanonicalName(name) != mdns.CanonicalName(keyName):
-		return nil, fmt.Errorf("TSIG key: %s has the key %s, not %s", keyFile, name, keyName)
-	case keyName != "":
-		name = keyName
-	}
-	return &RFC2136{Server: server, keyName: mdns.CanonicalName(name), algorithm: algorithm, secret: secret}, nil
+	return &RFC2136{Server: net.JoinHostPort(host, port), key: key, now: time.Now}, nil
 }
 
-var (
-	bindKey   = regexp.MustCompile(`(?s)key\s+"?([^"\s{]+)"?\s*\{(.*?)\}`)
-	bindField = regexp.MustCompile(`(algorithm|secret)\s+"?([^";\s]+)"?\s*;`)
-	knotKey   = regexp.MustCompile(`^(hmac-[a-z0-9]+):([^:\s]+):(\S+)$`)
-	base64Key = regexp.MustCompile(`^[A-Za-z0-9+/]+=*$`)
-)
-
-// parseKey reads a key file's text.
-func parseKey(text string) (name, algorithm, secret string, err error) {
-	text = strings.TrimSpace(text)
-	algorithm = "hmac-sha256"
-	if m := bindKey.FindStringSubmatch(text); m != nil {
-		name = m[1]
-		for _, f := range bindField.FindAllStringSubmatch(m[2], -1) {
-			if f[1] == "algorithm" {
-				algorithm = strings.ToLower(f[2])
-			} else {
-				secret = f[2]
-			}
-		}
-	} else if m := knotKey.FindStringSubmatch(text); m != nil {
-		algorithm, name, secret = m[1], m[2], m[3]
-	} else {
-		secret = text
-	}
-	full, ok := algorithms[strings.TrimSuffix(algorithm, ".")]
-	switch {
-	case !base64Key.MatchString(secret):
-		return "", "", "", errors.New("neither a key file of BIND, nor algorithm:name:secret, nor a secret in base64")
-	case !ok:
-		return "", "", "", fmt.Errorf("the algorithm %s is not supported", algorithm)
-	}
-	return name, full, secret, nil
-}
-
-// AppendRecords adds records to a zone.
+// AppendRecords adds records to a zone, all or none. One that is there already is no error.
 func (p *RFC2136) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return records, p.update(ctx, zone, records, (*mdns.Msg).Insert)
+	return p.update(ctx, zone, records, (*mdns.Msg).Insert)
 }
 
-// DeleteRecords removes exactly these records from a zone; ones that are not there are no error.
+// DeleteRecords removes exactly these records from a zone, whatever their TTL, all or none. Ones that are not there are
+// no error, and are returned too, for the server does not say. Each record must have a type and data: what libdns
+// otherwise takes to mean all of a name is refused.
 func (p *RFC2136) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return records, p.update(ctx, zone, records, (*mdns.Msg).Remove)
+	return p.update(ctx, zone, records, (*mdns.Msg).Remove)
 }
 
-func (p *RFC2136) update(ctx context.Context, zone string, records []libdns.Record, change func(*mdns.Msg, []mdns.RR)) error {
+func (p *RFC2136) update(ctx context.Context, zone string, records []libdns.Record, change func(*mdns.Msg, []mdns.RR)) ([]libdns.Record, error) {
+	if len(records) == 0 {
+		return nil, nil
+	}
 	zone = mdns.Fqdn(zone)
-	rrs, err := inZone(zone, records)
-	if err != nil {
-		return err
-	}
-	m := new(mdns.Msg).SetUpdate(zone)
-	change(m, rrs)
-	m.SetTsig(p.keyName, p.algorithm, 300, time.Now().Unix())
-	client := mdns.Client{Net: "tcp", TsigSecret: map[string]string{p.keyName: p.secret}, Timeout: 10 * time.Second}
-	answer, _, err := client.ExchangeContext(ctx, m, p.Server)
-	if answer != nil && answer.Rcode != mdns.RcodeSuccess { // also one whose signature is none: it says what is wrong with ours
-		return fmt.Errorf("update of %s at %s: %s", zone, p.Server, explainRcode(answer, p.keyName))
-	}
-	if err != nil {
-		return fmt.Errorf("update of %s at %s: %w", zone, p.Server, err)
-	}
-	return nil
-}
-
-// inZone writes records in the form of the wire.
-func inZone(zone string, records []libdns.Record) ([]mdns.RR, error) {
 	var rrs []mdns.RR
 	for _, r := range records {
-		record := r.RR()
-		name := mdns.Fqdn(libdns.AbsoluteName(record.Name, zone))
-		if record.Type == "TXT" { // its text may hold anything
-			rrs = append(rrs, &mdns.TXT{
-				Hdr: mdns.RR_Header{Name: name, Rrtype: mdns.TypeTXT, Class: mdns.ClassINET, Ttl: uint32(record.TTL / time.Second)},
-				Txt: []string{record.Data},
-			})
-			continue
-		}
-		rr, err := mdns.NewRR(fmt.Sprintf("%s %d IN %s %s", name, record.TTL/time.Second, record.Type, record.Data))
+		rr, err := wireRecord(zone, r.RR())
 		if err != nil {
-			return nil, fmt.Errorf("record %s: %w", name, err)
+			return nil, err
 		}
 		rrs = append(rrs, rr)
 	}
-	return rrs, nil
+	m := new(mdns.Msg).SetUpdate(zone)
+	change(m, rrs)
+	if err := p.exchange(ctx, m); err != nil {
+		return nil, fmt.Errorf("update of %s at %s: %w", zone, p.Server, err)
+	}
+	return records, nil
 }
 
-// explainRcode says what a server's refusal means.
-func explainRcode(answer *mdns.Msg, key string) string {
-	code := answer.Rcode
-	if t := answer.IsTsig(); t != nil && t.Error != 0 {
-		code = int(t.Error)
+// exchange has the server do m, by UDP, and by TCP if m is too long for that or no whole answer came. To do it twice does
+// no harm (RFC 2136, section 3.4.2).
+func (p *RFC2136) exchange(ctx context.Context, m *mdns.Msg) error {
+	const signature = 160 // bytes, at most, beside the key's name
+	if m.Len()+len(p.key.name)+signature <= mdns.MinMsgSize {
+		if done, err := p.over(ctx, mdns.Client{Net: "udp", Timeout: udpTime, UDPSize: 4096}, m); done {
+			return err
+		}
+	}
+	_, err := p.over(ctx, mdns.Client{Net: "tcp", Timeout: tcpTime}, m)
+	return err
+}
+
+// over sends m once. It reports false if another try may do better: nothing came, or nothing that can be trusted.
+func (p *RFC2136) over(ctx context.Context, client mdns.Client, m *mdns.Msg) (done bool, err error) {
+	client.TsigSecret = map[string]string{p.key.name: p.key.secret}
+	conn, err := client.DialContext(ctx, p.Server)
+	if err != nil {
+		return ctx.Err() != nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })() // the client knows deadlines only
+	signed := m.Copy().SetTsig(p.key.name, p.key.algorithm, fudge, p.now().Unix())
+	answer, _, err := client.ExchangeWithConnContext(ctx, signed, conn)
+	switch {
+	case ctx.Err() != nil:
+		return true, context.Cause(ctx)
+	case answer != nil && answer.Id == m.Id && answer.Response && answer.Rcode != mdns.RcodeSuccess:
+		return true, errors.New(p.explain(answer)) // even unsigned: it says what is wrong with our signature
+	case err != nil:
+		return false, err
+	case answer.Truncated:
+		return false, errors.New("the answer is cut off")
+	case answer.IsTsig() == nil: // the client looks at a signature only if there is one
+		return false, errors.New("the answer is not signed")
+	}
+	return true, nil
+}
+
+// wireRecord writes a record in the form of the wire.
+func wireRecord(zone string, r libdns.RR) (mdns.RR, error) {
+	name := mdns.Fqdn(libdns.AbsoluteName(r.Name, zone))
+	if _, ok := mdns.IsDomainName(name); !ok {
+		return nil, fmt.Errorf("record %q: not a name", name)
+	}
+	if r.Type == "" || r.Data == "" {
+		return nil, fmt.Errorf("record %s: type and data are needed", name)
+	}
+	ttl := uint32(min(max(r.TTL/time.Second, 0), maxTTL))
+	if r.Type == "TXT" { // its text may hold anything
+		return &mdns.TXT{
+			Hdr: mdns.RR_Header{Name: name, Rrtype: mdns.TypeTXT, Class: mdns.ClassINET, Ttl: ttl},
+			Txt: texts(r.Data),
+		}, nil
+	}
+	// A parser of its own, since that of mdns.NewRR lets $INCLUDE read files.
+	parser := mdns.NewZoneParser(strings.NewReader(fmt.Sprintf(". %d IN %s %s\n", ttl, r.Type, r.Data)), ".", "")
+	rr, ok := parser.Next()
+	_, more := parser.Next()
+	switch err := parser.Err(); {
+	case err != nil:
+		return nil, fmt.Errorf("record %s: %w", name, err)
+	case !ok || more || mdns.Type(rr.Header().Rrtype).String() != r.Type:
+		return nil, fmt.Errorf("record %s: not the data of one %s record", name, r.Type)
+	}
+	rr.Header().Name = name
+	return rr, nil
+}
+
+// texts cuts a TXT record's data into strings of at most 255 bytes, written so that the packer, which reads backslashes,
+// gives back the same bytes.
+func texts(data string) (out []string) {
+	for len(data) > 0 {
+		n := min(len(data), 255)
+		out = append(out, strings.ReplaceAll(data[:n], `\`, `\\`))
+		data = data[n:]
+	}
+	return out
+}
+
+// explain says what a server's refusal means.
+func (p *RFC2136) explain(answer *mdns.Msg) string {
+	code, tsig := answer.Rcode, answer.IsTsig()
+	if tsig != nil && tsig.Error != mdns.RcodeSuccess {
+		code = int(tsig.Error)
 	}
 	text := mdns.RcodeToString[code]
+	if text == "" {
+		text = "code " + strconv.Itoa(code)
+	}
 	switch code {
 	case mdns.RcodeBadKey:
-		text += ": the server does not know the key " + key
+		text += ": the server does not know the key " + p.key.String()
 	case mdns.RcodeBadSig:
-		text += ": the secret or the algorithm of the key " + key + " is another there"
+		text += ": the server has another secret for the key " + p.key.String()
 	case mdns.RcodeBadTime:
 		text += ": the clocks of the two machines differ"
+		if tsig == nil {
+			break
+		}
+		if seconds, err := strconv.ParseUint(tsig.OtherData, 16, 48); err == nil { // RFC 8945, section 5.2.3
+			text += "; the server's says " + time.Unix(int64(seconds), 0).UTC().Format(time.RFC3339)
+		}
 	case mdns.RcodeRefused:
-		text += ": the key " + key + " may not change this"
+		text += ": the key " + p.key.String() + " may not update this"
 	case mdns.RcodeNotAuth:
-		text += ": the server does not hold the zone, or does not know the key " + key
+		text += ": the server is not the primary of this zone"
+		if tsig == nil {
+			text += ", or does not know the key " + p.key.String()
+		}
 	case mdns.RcodeNotZone:
-		text += ": the name is not in the zone"
+		text += ": the record's name is not in the zone"
+	case mdns.RcodeNotImplemented:
+		text += ": the server takes no updates"
+	case mdns.RcodeServerFailure, mdns.RcodeFormatError:
+		text += ": the server could not do it, its log should say why"
 	}
 	return text
 }

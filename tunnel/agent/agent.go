@@ -59,6 +59,8 @@ type Options struct {
 	// Services are published over one link: 1 to 64, with different (Session, Path). If the edge refuses one, the
 	// others are not published either.
 	Services []Service
+	// EndToEnd makes this agent end visitors' TLS itself; nil leaves that to the edge.
+	EndToEnd *EndToEnd
 	// TLSConfig is called at each dial, so that certificates may change; nil, or a nil result, means the system's
 	// roots. Its error counts as a failed dial.
 	TLSConfig func() (*tls.Config, error)
@@ -120,6 +122,8 @@ type Agent struct {
 	instance string                                                                                   // random, so that the edge knows an agent that comes back
 	dial     func(ctx context.Context, url string, o tunnel.DialOptions) (tunnel.Conn, string, error) // tunnel.Dial but in tests
 
+	tlsEnd *tlsEnd // nil without EndToEnd
+
 	links sync.WaitGroup // the links' sessions
 	moves sync.WaitGroup // the draining of links that the edge wants to end
 	moved []*link        // these links, oldest first, at most maxMoved; touched by Run only
@@ -151,11 +155,15 @@ func New(o Options) (*Agent, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	end, err := newTLSEnd(o.EndToEnd, o.Logger)
+	if err != nil {
+		return nil, err
+	}
 	var instance [8]byte
 	_, _ = rand.Read(instance[:]) // never fails (crypto/rand)
 	return &Agent{
 		options: o, log: o.Logger, url: u.String(), audience: audience,
-		instance: hex.EncodeToString(instance[:]), dial: tunnel.Dial,
+		instance: hex.EncodeToString(instance[:]), dial: tunnel.Dial, tlsEnd: end,
 	}, nil
 }
 
@@ -254,6 +262,9 @@ func checkServices(services []Service, audience string) ([]Service, error) {
 // are not is logged, and not asked for again; Run returns when it was the last.
 func (a *Agent) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	if a.tlsEnd != nil {
+		a.tlsEnd.life = work
+	}
 	moving, leave := context.WithCancel(ctx)
 	defer a.wait()
 	defer stop()

@@ -50,6 +50,10 @@ type link struct {
 	services map[uint32]Service
 	kept     []Service // what the next link is to ask for; not changed in place
 
+	life      context.Context       // set before the session runs
+	tls       map[uint32]*tlsServer // by registration
+	tlsClosed bool                  // no more are to come
+
 	told sync.Mutex // held while the program is told; guards the fields below
 	up   bool       // OnRegister was called
 	down bool       // OnDisconnect was called, or would have been
@@ -58,16 +62,16 @@ type link struct {
 // connect dials the edge and registers the services. ctx bounds that; work is the life of the link. The link is nil if
 // there was none; with an error it has been ended.
 func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, error) {
-	var config *tls.Config
+	var trust *tls.Config
 	if a.options.TLSConfig != nil {
 		var err error
-		if config, err = a.options.TLSConfig(); err != nil {
+		if trust, err = a.options.TLSConfig(); err != nil {
 			return nil, err
 		}
 	}
 	dial, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	conn, challenge, err := a.dial(dial, a.url, tunnel.DialOptions{TLS: config, Proxy: true})
+	conn, challenge, err := a.dial(dial, a.url, tunnel.DialOptions{TLS: trust, Proxy: true})
 	if err != nil {
 		return nil, asRefusal(err)
 	}
@@ -75,10 +79,14 @@ func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, e
 		agent: a, registered: make(chan struct{}), disconnect: make(chan error, 1),
 		waiting: services, kept: services, services: make(map[uint32]Service),
 	}
-	l.session = tunnel.NewSession(conn, tunnel.Config{
+	config := tunnel.Config{
 		Handler: l.handler, PingInterval: a.options.PingInterval, MaxStreams: a.options.MaxStreams,
 		OnText: l.handleText, OnDisconnect: l.handleDisconnect, Logger: a.log,
-	})
+	}
+	if a.tlsEnd != nil {
+		config.TLSHandler = l.takeTLS
+	}
+	l.session = tunnel.NewSession(conn, config)
 	for _, s := range services {
 		text, err := a.request(s, challenge)
 		if err == nil {
@@ -89,7 +97,11 @@ func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, e
 			return nil, err
 		}
 	}
-	a.links.Go(func() { _ = l.session.Run(work) }) // ends with the link
+	l.life = work
+	a.links.Go(func() { // ends with the link
+		defer l.closeTLS()
+		_ = l.session.Run(work)
+	})
 	return l, l.awaitRegistration(ctx)
 }
 
@@ -113,7 +125,7 @@ func asRefusal(err error) error {
 func (a *Agent) request(s Service, challenge string) ([]byte, error) {
 	jws, err := a.options.Key.Sign(identity.Registration{
 		Audience: a.audience, Challenge: challenge, Session: s.Session, Path: s.Path, Mode: s.Mode, Instance: a.instance,
-		Hostnames: s.Hostnames,
+		Hostnames: s.Hostnames, EndToEnd: a.tlsEnd != nil,
 	})
 	if err != nil {
 		return nil, err
@@ -177,6 +189,7 @@ func (l *link) handleText(text []byte) error {
 	if answer.Limits != nil {
 		r.Limits = *answer.Limits
 	}
+	l.grantTLS(l.life, answer.Hostname, service)
 	l.announce(r)
 	if last {
 		close(l.registered)
@@ -336,6 +349,7 @@ func (a *Agent) moveFrom(ctx context.Context, l *link) {
 	a.moves.Go(func() { // ends with the last request on l, or DrainTimeout after ctx
 		patience, cancel := context.WithTimeout(ctx, moveTimeout)
 		defer cancel()
+		l.restTLS(patience)
 		_ = l.session.Drain(patience)
 		if ctx.Err() != nil {
 			l.drain(a.options.DrainTimeout)
@@ -348,6 +362,7 @@ func (a *Agent) moveFrom(ctx context.Context, l *link) {
 func (l *link) drain(limit time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), max(limit, 0))
 	defer cancel()
+	l.restTLS(ctx)
 	_ = l.session.Drain(ctx)
 	l.session.Close(tunnel.ErrClosed)
 }

@@ -220,8 +220,11 @@ func unquote(s string) (string, bool) {
 }
 
 // connAddr returns the address at the other end of r's connection, or the zero Addr.
-func connAddr(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+func connAddr(r *http.Request) netip.Addr { return addrOf(r.RemoteAddr) }
+
+// addrOf is the address of ip:port; the zero Addr if there is none.
+func addrOf(remote string) netip.Addr {
+	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return netip.Addr{}
 	}

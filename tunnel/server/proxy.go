@@ -44,6 +44,10 @@ func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destina
 		v.refuse(*e)
 		return
 	}
+	if _, is := s.routes.endToEnd(to.label); is {
+		v.redirectToAgent()
+		return
+	}
 	serving, known := s.routes.lookup(to.label, to.target)
 	if len(serving) == 0 {
 		e := noTunnelError()

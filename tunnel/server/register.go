@@ -49,7 +49,7 @@ func (l *link) tryRegister(ctx context.Context, text []byte) *messages.Registrat
 		return refuse(messages.RefuseLimit, err.Error(), true)
 	}
 	s.metrics.registration(1)
-	s.log.Info("registered", "hostname", r.label+"."+s.options.Domain, "path", r.path, "mode", r.mode,
+	s.log.Info("registered", "hostname", r.label+"."+s.options.Domain, "path", r.path, "mode", r.mode, "end_to_end", r.endToEnd,
 		"hostnames", r.hostnames, "identity", r.thumbprint.String(), "from", l.visitor)
 	if s.options.OnHostname != nil {
 		for _, name := range r.hostnames {
@@ -98,10 +98,13 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 		return nil, refuse(messages.RefuseAudience, "signed for "+quoteName(claim.Audience)+", and this server is "+s.options.Domain, false)
 	case !s.keys.allowed(key.Thumbprint()):
 		return nil, l.unauthorized(key.Thumbprint())
-	case claim.EndToEnd:
+	case claim.EndToEnd && !s.options.PassTLS:
 		return nil, refuse(messages.RefuseUnsupported, "this server does not pass TLS through", false)
 	}
 	path, _ := identity.CleanPath(claim.Path) // Verify has checked it
+	if claim.EndToEnd && path != "" {
+		return nil, refuse(messages.RefuseMalformed, "a service that ends TLS itself cannot have a path: the edge does not see paths", false)
+	}
 	mode := claim.Mode
 	if mode == "" {
 		mode = identity.ModeTakeover
@@ -109,7 +112,7 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 	return &registration{
 		link: l, label: key.Thumbprint().Label(claim.Session), path: path, session: claim.Session,
 		mode: mode, instance: claim.Instance, thumbprint: key.Thumbprint(), since: time.Now(),
-		hostnames: claim.Hostnames,
+		hostnames: claim.Hostnames, endToEnd: claim.EndToEnd,
 	}, nil
 }
 

@@ -23,6 +23,7 @@ type registration struct {
 	instance   string
 	thumbprint identity.Thumbprint
 	hostnames  []string // further names, proven
+	endToEnd   bool     // the agent ends TLS
 	since      time.Time
 }
 
@@ -33,7 +34,7 @@ func (r *registration) standby() bool { return r.mode == identity.ModeStandby }
 type registry struct {
 	mu    sync.RWMutex
 	hosts map[string][]*route // by label; longest path first
-	seen  map[string]struct{} // labels that were here and have no route now, at most maxRemembered
+	seen  map[string]bool     // labels that were here and have no route now, at most maxRemembered; whether end to end
 }
 
 // A route is one path of a label, with everyone who serves it.
@@ -43,7 +44,7 @@ type route struct {
 }
 
 func newRegistry() *registry {
-	return &registry{hosts: make(map[string][]*route), seen: make(map[string]struct{})}
+	return &registry{hosts: make(map[string][]*route), seen: make(map[string]bool)}
 }
 
 // lookup returns who serves the target, and whether the label is one that was served here before. The slice must not
@@ -58,6 +59,21 @@ func (g *registry) lookup(label, target string) (serving []*registration, known 
 	}
 	_, known = g.seen[label]
 	return nil, known
+}
+
+// endToEnd returns who serves the label with TLS of their own. is says that TLS for the label must not end here: it is
+// served so, or was when it was last served.
+func (g *registry) endToEnd(label string) (serving []*registration, is bool) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	for _, rt := range g.hosts[label] {
+		for _, r := range rt.serving {
+			if r.endToEnd {
+				serving = append(serving, r)
+			}
+		}
+	}
+	return serving, len(serving) > 0 || g.seen[label]
 }
 
 // matches reports whether target lies below the route's path, segment by segment and byte for byte.
@@ -120,7 +136,7 @@ func (g *registry) remove(r *registration) bool {
 		}
 		delete(g.seen, label)
 	}
-	g.seen[r.label] = struct{}{}
+	g.seen[r.label] = r.endToEnd
 	return true
 }
 

@@ -69,6 +69,9 @@ type Options struct {
 	ProveHostname func(ctx context.Context, thumbprint, label, hostname string) error
 	// OnHostname is called when a registration with a proven hostname was granted. It must not wait. Nil does nothing.
 	OnHostname func(hostname string)
+	// PassTLS says that whoever accepts visitors' TLS connections asks PassThrough for each, so that agents may end TLS
+	// themselves.
+	PassTLS bool
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
 	// NoHostRoute turns routing by hostname off. RouteByPath also serves https://<Domain>/t/<label>/…, RouteByHeader

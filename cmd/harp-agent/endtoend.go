@@ -1,0 +1,124 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/harp-tunnel/harp/cmd/internal/cli"
+	"github.com/harp-tunnel/harp/tunnel/agent"
+)
+
+// An endConfig holds the settings of --end-to-end.
+type endConfig struct {
+	EndToEnd        bool
+	TLSCert, TLSKey string // PEM files, both or none
+	ACMECA          string // a known name, or the URL of a directory
+	ACMECARoot      string // PEM file; empty means the system's roots
+	ACMEEmail       string
+	CertDir         string // empty means beside the key
+}
+
+var authorities = map[string]string{
+	"letsencrypt":         "https://acme-v02.api.letsencrypt.org/directory",
+	"letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
+}
+
+func (c *endConfig) declare(f *cli.Flags) {
+	f.Group("End to end")
+	f.Bool(&c.EndToEnd, "end-to-end", false, "end visitors' TLS here: the edge cannot read what passes")
+	f.String(&c.TLSCert, "tls-cert FILE", "", "certificate of your own with its chain, PEM; without one, certificates come by ACME")
+	f.String(&c.TLSKey, "tls-key FILE", "", "key of the certificate, PEM")
+	f.String(&c.ACMECA, "acme-ca CA", "letsencrypt", "letsencrypt, letsencrypt-staging or the URL of an ACME directory")
+	f.String(&c.ACMECARoot, "acme-ca-root FILE", "", "roots to trust the ACME directory by, PEM")
+	f.String(&c.ACMEEmail, "acme-email ADDRESS", "", "where the certificate authority may write to")
+	f.String(&c.CertDir, "cert-dir FOLDER", "", "where certificates and their keys are kept (default beside --key)")
+}
+
+// options returns what the agent needs; nil without --end-to-end.
+func (c endConfig) options(keyFile string) (*agent.EndToEnd, error) {
+	if !c.EndToEnd {
+		if c.TLSCert != "" || c.TLSKey != "" {
+			return nil, &cli.Error{Err: errors.New("--tls-cert and --tls-key are of no use without --end-to-end"), Hint: "add --end-to-end"}
+		}
+		return nil, nil
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return nil, &cli.Error{Err: errors.New("--tls-cert and --tls-key go together"), Hint: "give both, or none for a certificate by ACME"}
+	}
+	if c.TLSCert != "" {
+		files := &keyPair{cert: c.TLSCert, key: c.TLSKey}
+		if _, err := files.get(nil); err != nil {
+			return nil, &cli.Error{Err: fmt.Errorf("--tls-cert and --tls-key: %w", err), Hint: "both are PEM files, and the key is the certificate's own"}
+		}
+		return &agent.EndToEnd{GetCertificate: files.get}, nil
+	}
+	e := &agent.EndToEnd{Directory: c.ACMECA, Email: c.ACMEEmail, CertDir: c.CertDir}
+	if u, ok := authorities[c.ACMECA]; ok {
+		e.Directory = u
+	} else if u, err := url.Parse(c.ACMECA); err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, &cli.Error{
+			Err:  fmt.Errorf("--acme-ca %q is neither a known name nor an https URL", c.ACMECA),
+			Hint: "letsencrypt, letsencrypt-staging, or such as https://acme.example.com/directory",
+		}
+	}
+	if e.CertDir == "" {
+		e.CertDir = filepath.Join(filepath.Dir(keyFile), "certificates")
+	}
+	if c.ACMECARoot != "" {
+		text, err := os.ReadFile(c.ACMECARoot)
+		e.Roots = x509.NewCertPool()
+		if err == nil && !e.Roots.AppendCertsFromPEM(text) {
+			err = fmt.Errorf("no certificate in %s", c.ACMECARoot)
+		}
+		if err != nil {
+			return nil, &cli.Error{Err: fmt.Errorf("--acme-ca-root: %w", err), Hint: "give a PEM file"}
+		}
+	}
+	return e, nil
+}
+
+// A keyPair is a certificate that follows its files. Files that are broken leave the old one in force.
+type keyPair struct {
+	cert, key string // paths
+
+	mu      sync.Mutex // guards the fields below
+	current *tls.Certificate
+	stamp   time.Time // the later of the files' times
+	checked time.Time
+}
+
+// checkEvery is how often, at most, the files are looked at.
+const checkEvery = 10 * time.Second
+
+func (p *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current != nil && time.Since(p.checked) < checkEvery {
+		return p.current, nil
+	}
+	p.checked = time.Now()
+	var stamp time.Time
+	for _, path := range []string{p.cert, p.key} {
+		if info, err := os.Stat(path); err == nil && info.ModTime().After(stamp) {
+			stamp = info.ModTime()
+		}
+	}
+	if p.current != nil && stamp.Equal(p.stamp) {
+		return p.current, nil
+	}
+	pair, err := tls.LoadX509KeyPair(p.cert, p.key)
+	if err != nil && p.current == nil {
+		return nil, err
+	}
+	if err == nil {
+		p.current, p.stamp = &pair, stamp
+	}
+	return p.current, nil
+}

@@ -1,0 +1,156 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/harp-tunnel/harp/identity"
+	"github.com/harp-tunnel/harp/tunnel"
+)
+
+const (
+	// passIdle is how long a connection whose TLS ends at the agent may be silent in both directions.
+	passIdle = time.Hour
+	// passBuffer is for one direction of such a connection, in bytes: the largest TLS record and more.
+	passBuffer = 32 << 10
+)
+
+// PassThrough reports whether TLS for a server name, in lower case, must not end here, as an agent ends it or did so when
+// the name was last served. Then pass takes the visitor's connection with all that it sent, and closes it. What it
+// carries is counted and not looked at.
+func (s *Server) PassThrough(serverName string) (pass func(net.Conn), ok bool) {
+	label, below := strings.CutSuffix(serverName, "."+s.options.Domain)
+	if !below {
+		label, _ = s.names.lookup(serverName)
+	} else if !identity.ValidLabel(label) {
+		return nil, false
+	}
+	if label == "" {
+		return nil, false
+	}
+	serving, is := s.routes.endToEnd(label)
+	if !is {
+		return nil, false
+	}
+	return func(conn net.Conn) { s.pass(conn, label, serverName, serving) }, true
+}
+
+// pass carries one connection. One that cannot be carried is closed: there is nobody to say why in TLS.
+func (s *Server) pass(conn net.Conn, label, serverName string, serving []*registration) {
+	defer conn.Close()
+	switch {
+	case len(serving) == 0:
+		s.log.Debug("connection dropped: the agent is away", "hostname", serverName)
+		return
+	case !s.visits.allow(visitorKey(addrOf(conn.RemoteAddr().String()))):
+		s.metrics.limit(limitVisitorRate)
+		return
+	case !s.hosts.allow(label):
+		s.metrics.limit(limitRate)
+		return
+	}
+	up := s.openTLS(conn, serverName, inTurn(serving))
+	if up == nil {
+		return
+	}
+	s.metrics.stream(1)
+	defer s.metrics.stream(-1)
+	p := &passage{server: s, visitor: conn, agent: up}
+	idle := time.AfterFunc(passIdle, p.reset)
+	defer idle.Stop()
+	p.moved = func() { idle.Reset(passIdle) }
+	var wg sync.WaitGroup
+	wg.Go(p.toVisitor) // ends when the tunnel's stream does, or writing fails
+	p.toAgent()
+	wg.Wait()
+	_ = up.Close()
+}
+
+// openTLS finds the first agent that has room.
+func (s *Server) openTLS(conn net.Conn, serverName string, candidates []*registration) *tunnel.UpgradedConn {
+	for _, c := range candidates {
+		c.link.requests.Add(1)
+		ctx, cancel := context.WithTimeout(context.Background(), linger)
+		up, err := c.link.session.OpenTLS(ctx, c.id, serverName, conn.RemoteAddr().String())
+		cancel()
+		if err == nil {
+			return up
+		}
+		if errors.Is(err, tunnel.ErrBusy) {
+			s.metrics.limit(limitMaxStreams)
+		}
+	}
+	return nil
+}
+
+// A passage is a visitor's TLS connection on its way to the agent that ends it.
+type passage struct {
+	server  *Server
+	visitor net.Conn
+	agent   *tunnel.UpgradedConn
+	moved   func() // is told that something has moved
+}
+
+func (p *passage) toAgent() {
+	if err := p.copy(p.agent, p.visitor, func(n int64) { p.server.metrics.bytes(n, 0) }); err != nil {
+		p.reset()
+		return
+	}
+	_ = p.agent.CloseWrite()
+}
+
+func (p *passage) toVisitor() {
+	if err := p.copy(p.visitor, p.agent, func(n int64) { p.server.metrics.bytes(0, n) }); err != nil {
+		p.reset()
+		return
+	}
+	closeWrite(p.visitor)
+}
+
+// reset ends both sides so that neither takes it for a proper end.
+func (p *passage) reset() {
+	_ = p.agent.Reset()
+	hangUp(p.visitor)
+}
+
+// copy returns nil at the end of from.
+func (p *passage) copy(to io.Writer, from io.Reader, count func(int64)) error {
+	buf := make([]byte, passBuffer)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			p.moved()
+			count(int64(n))
+			if _, err := to.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// redirectToAgent answers a request for a name whose TLS does not end here. It came over plain HTTP, or over a connection
+// for another name, as browsers do when one certificate is for both; that gets 421 (RFC 9110, section 15.5.20), upon
+// which they connect anew.
+func (v *visit) redirectToAgent() {
+	status := http.StatusMisdirectedRequest
+	if v.r.TLS == nil && strings.HasPrefix(v.r.RequestURI, "/") {
+		status = http.StatusPermanentRedirect
+		v.w.Header().Set("Location", "https://"+hostWithoutPort(v.r.Host)+v.r.RequestURI)
+	}
+	v.w.Header()["Content-Length"] = []string{"0"}
+	v.server.metrics.request(status, time.Since(v.began).Seconds())
+	hurry(v.w, v.r)
+	v.w.WriteHeader(status)
+}
