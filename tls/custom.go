@@ -92,10 +92,7 @@ func (c *Custom) manager(hostname string) *manager {
 	if len(c.managers) >= maxCustom {
 		return nil
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{RootCAs: c.options.CARoots}
-	transport.DisableKeepAlives = true // there are few requests, months apart
-	m := &manager{custom: c, hostname: hostname, inner: transport}
+	m := &manager{custom: c, hostname: hostname, inner: rootedTransport(c.options.CARoots)}
 	directory := c.options.CA
 	if directory == "" {
 		directory = autocert.DefaultACMEDirectory
@@ -111,6 +108,14 @@ func (c *Custom) manager(hostname string) *manager {
 	m.HTTPHandler(nil) // makes it accept HTTP-01, too
 	c.managers[hostname] = m
 	return m
+}
+
+// rootedTransport trusts roots, or the system's if they are nil. It keeps no connections: there are few requests.
+func rootedTransport(roots *x509.CertPool) http.RoundTripper {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = &tls.Config{RootCAs: roots}
+	t.DisableKeepAlives = true
+	return t
 }
 
 // RoundTrip carries a request to the authority if the hostname is served here and has led here within the last minutes.

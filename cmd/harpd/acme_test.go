@@ -142,7 +142,7 @@ func (e *autoEdge) publishAs(t *testing.T, key identity.Key, end *agent.EndToEnd
 		Server: "https://" + net.JoinHostPort("localhost", fmt.Sprint(port(t, e.at.HTTPS))), Key: key,
 		TLSConfig: func() (*tls.Config, error) { return &tls.Config{RootCAs: pool, ServerName: testDomain}, nil },
 		Services:  []agent.Service{s}, EndToEnd: end,
-		Logger:    cli.NewLogger(e.log, "info", "text"), ExitOnFailure: true,
+		Logger: cli.NewLogger(e.log, "info", "text"), ExitOnFailure: true,
 		OnRegister: func(r agent.Registration) { registered <- r },
 	})
 	if err != nil {

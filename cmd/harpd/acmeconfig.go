@@ -33,7 +33,9 @@ type acmeConfig struct {
 
 	HSTS time.Duration // 0 means none
 
-	acmeRetry, acmeCheckEvery time.Duration // for tests, which cannot wait a minute; 0 means the usual
+	// for tests, which cannot wait a minute or have port 53; 0 means the usual
+	acmeRetry, acmeCheckEvery time.Duration
+	checkDNSPort              int
 }
 
 // authorities are the names that --acme-ca knows.

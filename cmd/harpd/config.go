@@ -60,6 +60,16 @@ var routes = []string{"host", "path", "header"}
 // declare makes the flags of cmd set c.
 func (c *config) declare(cmd *cobra.Command, checkOnly *bool) {
 	f := cli.LocalFlags(cmd)
+	c.declareEdge(f)
+
+	cli.GlobalFlags(cmd).General(&c.LogLevel, &c.LogFormat)
+	f.Group("General")
+	f.Bool(checkOnly, "check-config", false, "check settings and files, and exit")
+	f.ArgOnly("check-config")
+}
+
+// declareEdge makes the flags of an edge set c.
+func (c *config) declareEdge(f *cli.Flags) {
 	f.Group("Address")
 	f.String(&c.Domain, "domain DOMAIN", "", "every tunnel is <label>.DOMAIN; required")
 	f.String(&c.HTTP, "http ADDR", ":80", "where to listen for plain HTTP")
@@ -82,11 +92,6 @@ func (c *config) declare(cmd *cobra.Command, checkOnly *bool) {
 	cli.List(f, &c.TrustedProxy, "trusted-proxy CIDR", parsePrefix, "proxies whose X-Forwarded-For is believed; repeatable")
 
 	c.declareLimits(f, 500<<10)
-
-	cli.GlobalFlags(cmd).General(&c.LogLevel, &c.LogFormat)
-	f.Group("General")
-	f.Bool(checkOnly, "check-config", false, "check settings and files, and exit")
-	f.ArgOnly("check-config")
 }
 
 // declareLimits takes the default of --max-body in bytes; 0 is no limit.
@@ -115,11 +120,13 @@ func (c *devConfig) declareDev(cmd *cobra.Command) {
 	f.Group("Address")
 	f.String(&c.HTTP, "http ADDR", "127.0.0.1:8080", "where to listen for plain HTTP")
 	f.String(&c.Domain, "domain DOMAIN", "localhost", "the URL is http://<label>.DOMAIN")
+	f.String(&c.HTTPS, "https ADDR", "off", "serve HTTPS there, too, by a CA of this machine (see harpd ca); alone it means 127.0.0.1:8443")
+	f.Optional("https", "127.0.0.1:8443")
+	f.String(&c.DataDir, "data-dir FOLDER", defaultDataDir(), "where that CA is kept")
 	f.String(&c.Admin, "admin ADDR", "off", "where to answer for health, metrics and status, or off")
 	c.declareRoute(f)
 	f.String(&c.KeyFile, "key FILE", cli.DefaultKeyFile(), "key of the agent; made if it does not exist")
 	c.declareLimits(f, 0)
-	c.TLS = "off"
 }
 
 // checked returns c in the form that the fields promise, or the first thing that is wrong with it. It opens no file.
@@ -153,6 +160,10 @@ func (c config) checked() (config, error) {
 
 // checked is config.checked for harpd dev. It leaves the target to the agent.
 func (c devConfig) checked() (devConfig, error) {
+	c.TLS = "off"
+	if c.HTTPS != "off" {
+		c.TLS = "internal"
+	}
 	var err error
 	if c.config, err = c.config.checked(); err != nil {
 		return c, err

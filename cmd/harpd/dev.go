@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
@@ -38,11 +40,16 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	addr, err := dialable(cfg.HTTP)
-	if err != nil {
-		return err
+	for _, listen := range []string{cfg.HTTP, cfg.HTTPS} {
+		if listen == "off" {
+			continue
+		}
+		addr, err := dialable(listen)
+		if err != nil {
+			return err
+		}
+		cfg.Audience = append(cfg.Audience, addr)
 	}
-	cfg.Audience = append(cfg.Audience, addr)
 	cfg.dev = true
 	finished := make(chan struct{})
 	started := false
@@ -50,7 +57,7 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 		started = true
 		go func() { // ends with ctx
 			defer close(finished)
-			cancel(devAgent(ctx, at.HTTP, key, handler, log, stdout))
+			cancel(devAgent(ctx, cfg, at, key, handler, log, stdout))
 		}()
 	})
 	cancel(nil)
@@ -61,15 +68,22 @@ func dev(ctx context.Context, cfg devConfig, stdout io.Writer) error {
 }
 
 // devAgent runs the agent of harpd dev.
-func devAgent(ctx context.Context, at string, key identity.Key, h http.Handler, log *slog.Logger, stdout io.Writer) error {
-	host, err := dialable(at)
+func devAgent(ctx context.Context, cfg devConfig, at listenAddrs, key identity.Key, h http.Handler, log *slog.Logger, stdout io.Writer) error {
+	scheme, addr := "http", at.HTTP
+	var trust func() (*tls.Config, error)
+	if at.HTTPS != "" {
+		scheme, addr = "https", at.HTTPS
+		trust = func() (*tls.Config, error) { return trustInternal(cfg.DataDir) }
+	}
+	host, err := dialable(addr)
 	if err != nil {
 		return err
 	}
-	_, port, _ := net.SplitHostPort(at) // dialable has done the same
+	_, port, _ := net.SplitHostPort(addr) // dialable has done the same
 	printed := false
 	a, err := agent.New(agent.Options{
-		Server: "http://" + net.JoinHostPort(host, port), Key: key, Services: []agent.Service{{Handler: h}},
+		Server: scheme + "://" + net.JoinHostPort(host, port), Key: key, Services: []agent.Service{{Handler: h}},
+		TLSConfig:    trust,
 		Logger:       log,
 		DrainTimeout: devDrain,
 		OnRegister: func(r agent.Registration) {
@@ -83,6 +97,17 @@ func devAgent(ctx context.Context, at string, key identity.Key, h http.Handler, 
 		return err
 	}
 	return a.Run(ctx)
+}
+
+// trustInternal trusts the CA of --tls internal and nothing else.
+func trustInternal(dataDir string) (*tls.Config, error) {
+	ca, err := openInternalCA(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca.RootPEM())
+	return &tls.Config{RootCAs: roots}, nil
 }
 
 // dialable is the host by which the agent reaches a listener on addr.

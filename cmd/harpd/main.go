@@ -23,7 +23,9 @@ Exit codes: 0 stopped by SIGINT or SIGTERM, after open requests had their time; 
 harpd dev cannot use.
 A second signal stops at once.`
 
-const examples = `  harpd dev                                     try everything on this machine
+const examples = `  harpd --domain tunnels.example.com            with certificates that come by themselves
+  harpd check --domain tunnels.example.com      what is missing for that
+  harpd dev                                     try everything on this machine
   harpd dev 3000                                the same, publishing http://localhost:3000
   harpd --domain tunnels.example.com --tls files --cert cert.pem --cert-key key.pem
   harpd --domain tunnels.example.com --tls off --http 127.0.0.1:8080 --trusted-proxy 127.0.0.1
@@ -63,7 +65,7 @@ func newCommand(edge func(context.Context, config) error, dev func(context.Conte
 		},
 	}
 	cfg.declare(root, &checkOnly)
-	root.AddCommand(newDevCommand(dev, &cfg), cli.VersionCommand(version))
+	root.AddCommand(newDevCommand(dev, &cfg), newCheckCommand(), newCACommand(), cli.VersionCommand(version))
 	return root
 }
 

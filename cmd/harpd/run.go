@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -243,15 +242,15 @@ func redirectToHTTPS(addr net.Addr) http.Handler {
 
 // routeTLS returns what becomes of a TLS connection for a name.
 func routeTLS(cfg config, edge *server.Server) func(string) harptls.Route {
-	_, err := netip.ParseAddr(cfg.Domain)
-	byAddress := err == nil // who dials an address sends no name
 	return func(name string) harptls.Route {
 		if pass, ok := edge.PassThrough(name); ok {
 			return harptls.Route{Pass: pass}
 		}
 		switch {
-		case name == cfg.Domain, strings.HasSuffix(name, "."+cfg.Domain), byAddress && name == "":
+		case name == cfg.Domain, strings.HasSuffix(name, "."+cfg.Domain):
 			return harptls.Route{Serve: true}
+		case name == "": // of who dials an address, for which no public authority gives certificates
+			return harptls.Route{Serve: cfg.TLS != "auto"}
 		case cfg.TLS == "internal":
 			return harptls.Route{Serve: name == "localhost"}
 		}

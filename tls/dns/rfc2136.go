@@ -177,7 +177,7 @@ func (p *RFC2136) explain(answer *mdns.Msg) string {
 	}
 	switch code {
 	case mdns.RcodeBadKey:
-		text += ": the server does not know the key " + p.key.String()
+		text += ": the server does not know the key " + p.key.String() + ", or does not let it update this" // Knot's refusal
 	case mdns.RcodeBadSig:
 		text += ": the server has another secret for the key " + p.key.String()
 	case mdns.RcodeBadTime:

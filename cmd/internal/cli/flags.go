@@ -72,6 +72,9 @@ func (f *Flags) Bool(p *bool, name string, value bool, usage string) {
 	f.set.Lookup(name).NoOptDefVal = "true"
 }
 
+// Optional lets a declared flag be given without a value, which then is value.
+func (f *Flags) Optional(name, value string) { f.set.Lookup(name).NoOptDefVal = value }
+
 // Int declares a whole number.
 func (f *Flags) Int(p *int, name string, value int, usage string) {
 	*p = value
