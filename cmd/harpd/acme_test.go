@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -260,4 +265,141 @@ func TestCustomDomainRefused(t *testing.T) {
 			t.Errorf("a name below the domain: %v", err)
 		}
 	})
+}
+
+// TestAuthorityIsDown: what is on disk is served; without a certificate plain HTTP says why, and when the authority is
+// there again all is well without a restart.
+func TestAuthorityIsDown(t *testing.T) {
+	t.Parallel()
+	e := newAutoEdge(t, pebbleOptions{})
+	e.ca.stop()
+	e.start(t)
+	eventually(t, "plain HTTP to say why", func() bool {
+		res := plain(t, e.at.HTTP, "x."+testDomain)
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(b), "connection refused")
+	})
+	eventually(t, "the log to say what is missing", func() bool {
+		return strings.Contains(e.log.String(), "missing: ACME: the authority does not answer")
+	})
+	if _, err := handshake(e.at.HTTPS, testDomain, nil); err == nil {
+		t.Error("there is a certificate")
+	}
+	u, err := url.Parse(e.ca.Directory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := startPebble(t, pebbleOptions{
+		Addr: u.Host, DNS: e.names.Addr, Files: e.ca.files, Validity: time.Hour, HTTP: port(t, e.cfg.HTTP), TLS: port(t, e.cfg.HTTPS),
+	})
+	e.ca = again
+	roots := e.awaitWildcard(t)
+
+	e.stop()
+	again.stop()
+	e.start(t) // with the certificates on disk, and no authority
+	eventually(t, "the certificate on disk to be served", func() bool {
+		_, err := handshake(e.at.HTTPS, "x."+testDomain, roots)
+		return err == nil
+	})
+	if res := plain(t, e.at.HTTP, "x."+testDomain); res.StatusCode != http.StatusPermanentRedirect {
+		t.Errorf("plain HTTP got %s, want a redirect", res.Status)
+	}
+}
+
+// TestRenewal: certificates that live for half a minute are replaced, with no connection dropped.
+func TestRenewal(t *testing.T) {
+	t.Parallel()
+	e := newAutoEdge(t, pebbleOptions{Validity: 20 * time.Second})
+	e.start(t)
+	roots := e.awaitWildcard(t)
+	conn, err := tls.Dial("tcp", e.at.HTTPS, &tls.Config{ServerName: testDomain, RootCAs: roots, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	first := conn.ConnectionState().PeerCertificates[0].SerialNumber
+	eventually(t, "another certificate", func() bool {
+		state, err := handshake(e.at.HTTPS, testDomain, roots)
+		return err == nil && state.PeerCertificates[0].SerialNumber.Cmp(first) != 0
+	})
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", testDomain)
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != http.StatusNotFound {
+		t.Errorf("the connection from before: %v", err)
+	}
+}
+
+// TestBadNonces: an authority that refuses half of all nonces is asked again.
+func TestBadNonces(t *testing.T) {
+	t.Parallel()
+	e := newAutoEdge(t, pebbleOptions{BadNonces: 50})
+	e.start(t)
+	e.awaitWildcard(t)
+}
+
+// TestChallengeByProgram: --acme-dns 'exec PATH', with a program that changes this test's DNS.
+func TestChallengeByProgram(t *testing.T) {
+	t.Parallel()
+	e := newAutoEdge(t, pebbleOptions{})
+	records := filepath.Join(t.TempDir(), "records")
+	program := filepath.Join(t.TempDir(), "set-txt")
+	text := "#!/bin/sh\necho \"$@\" >> " + records + "\n"
+	if err := os.WriteFile(program, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	e.names.edge = "" // the names are this test's own
+	e.cfg.ACMEDNS, e.cfg.acmeExec = "exec", program
+	done := make(chan struct{})
+	defer func() { <-done }()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // ends with ctx
+		defer close(done)
+		for ctx.Err() == nil {
+			e.names.setTXT(readRecords(records))
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	e.start(t)
+	e.awaitWildcard(t)
+	if text, _ := os.ReadFile(records); strings.Count(string(text), "present") != 2 || strings.Count(string(text), "cleanup") != 2 {
+		t.Errorf("the program was called with\n%s", text)
+	}
+}
+
+// readRecords returns the TXT values by name that the calls in a file have left.
+func readRecords(file string) map[string][]string {
+	records := make(map[string][]string)
+	text, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			continue
+		}
+		values := slices.DeleteFunc(records[f[1]], func(v string) bool { return v == f[2] })
+		if f[0] == "present" {
+			values = append(values, f[2])
+		}
+		records[f[1]] = values
+	}
+	return records
+}
+
+// TestDataDirIsTaken: a second edge on the same folder is told so.
+func TestDataDirIsTaken(t *testing.T) {
+	t.Parallel()
+	s := newSetup(t, nil)
+	cfg := s.cfg
+	cfg.TLS, cfg.DataDir, cfg.HTTPS = "internal", t.TempDir(), "127.0.0.1:0"
+	release, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	err = run(context.Background(), cfg, func(listenAddrs) { t.Error("it started") })
+	var e *cli.Error
+	if !errors.As(err, &e) || !strings.Contains(err.Error(), cfg.DataDir) || !strings.Contains(e.Hint, "--data-dir") {
+		t.Errorf("got %v, want an error that names the folder, and a hint", err)
+	}
 }

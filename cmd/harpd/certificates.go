@@ -12,8 +12,8 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
+	"time"
 
 	"github.com/mholt/acmez/v3"
 
@@ -121,10 +121,14 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 		}
 		o.Provider, o.Resolvers = provider, []string{provider.Server}
 	}
-	var once sync.Once
+	failed := make(chan struct{}, 1)
 	o.OnFailure = func(error) {
-		once.Do(func() { log.Warn("see what is missing with: harpd check --domain " + cfg.Domain) })
+		select {
+		case failed <- struct{}{}:
+		default:
+		}
 	}
+	c.run = append(c.run, func(ctx context.Context) { sayWhatIsMissing(ctx, cfg, failed, log) })
 	w := harptls.NewWildcard(o)
 	c.custom = harptls.NewCustom(harptls.CustomOptions{
 		DataDir: cfg.DataDir, Email: cfg.ACMEEmail, CA: cfg.ACMECA, CARoots: o.CARoots, Logger: log,
@@ -139,6 +143,35 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 	c.run = append(c.run, w.Run)
 	c.close = append(c.close, w.Close)
 	return nil
+}
+
+// sayEvery is how often, at most, a person is told what is missing.
+const sayEvery = time.Hour
+
+// sayWhatIsMissing logs what harpd check would print, after a certificate could not be obtained, until ctx ends.
+func sayWhatIsMissing(ctx context.Context, cfg config, failed <-chan struct{}, log *slog.Logger) {
+	for {
+		select {
+		case <-failed:
+		case <-ctx.Done():
+			return
+		}
+		findings, err := cfg.look(ctx)
+		if err != nil {
+			return
+		}
+		for _, f := range findings {
+			if f.Level == harptls.LevelMiss {
+				log.Warn("missing: "+f.Text, "add", f.Records)
+			}
+		}
+		log.Warn("more by: harpd check --domain " + cfg.Domain)
+		select {
+		case <-time.After(sayEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // openDNS listens for the built-in DNS server and returns what answers challenges by it.

@@ -58,6 +58,21 @@ func (n *names) set(t *testing.T, name string, records ...string) {
 	n.records[mdns.CanonicalName(name)] = rrs
 }
 
+// setTXT replaces the TXT records of the given names.
+func (n *names) setTXT(records map[string][]string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, values := range records {
+		var rrs []mdns.RR
+		for _, v := range values {
+			rrs = append(rrs, &mdns.TXT{
+				Hdr: mdns.RR_Header{Name: mdns.Fqdn(name), Rrtype: mdns.TypeTXT, Class: mdns.ClassINET, Ttl: 1}, Txt: []string{v},
+			})
+		}
+		n.records[mdns.CanonicalName(name)] = rrs
+	}
+}
+
 func (n *names) ServeDNS(w mdns.ResponseWriter, r *mdns.Msg) {
 	m := new(mdns.Msg).SetReply(r)
 	m.RecursionAvailable = true

@@ -27,6 +27,7 @@ type pebble struct {
 	Output    *syncBuffer
 
 	management string // URL
+	files      [2]string
 	stop       func()
 }
 
@@ -36,7 +37,8 @@ type pebbleOptions struct {
 	HTTP, TLS int    // ports of HTTP-01 and TLS-ALPN-01
 	DNS       string // resolver
 	Validity  time.Duration
-	BadNonces int // percent; 0 for the server's own 5
+	BadNonces int       // percent; 0 for the server's own 5
+	Files     [2]string // certificate and key of its own HTTPS, for one that comes back; empty for new ones
 }
 
 // pebbleProgram builds the server, or finds it in the build cache.
@@ -51,11 +53,14 @@ func startPebble(t *testing.T, o pebbleOptions) *pebble {
 	if err != nil {
 		t.Fatalf("go tool pebble: %v", err)
 	}
-	certFile, keyFile, _ := writeCertificate(t)
+	certFile, keyFile := o.Files[0], o.Files[1]
+	if certFile == "" {
+		certFile, keyFile, _ = writeCertificate(t)
+	}
 	if o.Addr == "" {
 		o.Addr = freeAddr(t)
 	}
-	p := &pebble{Directory: "https://" + o.Addr + "/dir", RootFile: certFile, Output: new(syncBuffer)}
+	p := &pebble{Directory: "https://" + o.Addr + "/dir", RootFile: certFile, Output: new(syncBuffer), files: [2]string{certFile, keyFile}}
 	management := freeAddr(t)
 	p.management = "https://" + management
 	if o.Validity == 0 {
