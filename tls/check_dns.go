@@ -103,7 +103,11 @@ func (c *check) delegation(ctx context.Context) []Finding {
 
 // delegationRecords are those that delegate the challenge, and no more, to this server.
 func (c *check) delegationRecords() []string {
-	return []string{"_acme-challenge." + c.Domain + ". NS " + c.nsHost() + "."}
+	host := c.nsHost()
+	if host == "ns."+c.Domain {
+		host = c.Domain // whose address is set in any case
+	}
+	return []string{"_acme-challenge." + c.Domain + ". NS " + host + "."}
 }
 
 // nsHost is the name to delegate to: one that the provider's own records answer for.
