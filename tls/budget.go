@@ -40,7 +40,8 @@ type overBudget struct{ text string }
 func (e overBudget) Error() string { return e.text }
 func (overBudget) Temporary() bool { return true }
 
-// Spend takes hostname on for an identity. One that was taken on before costs nothing. The error has a method Temporary.
+// Spend takes hostname on for an identity. One that was taken on before costs nothing, and a refusal neither. The error has
+// a method Temporary. After a restart all hostnames are new: a caller who has their certificates need not ask.
 func (b *Budget) Spend(identity, hostname string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -57,12 +58,13 @@ func (b *Budget) Spend(identity, hostname string) error {
 		l = hourly(identityBudget)
 		b.identities[identity] = l
 	}
-	if !l.Allow() {
+	if l.Tokens() < 1 {
 		return overBudget{fmt.Sprintf("%s: this identity asks for more than %d new hostnames an hour", hostname, identityBudget)}
 	}
 	if !b.all.Allow() {
 		return overBudget{fmt.Sprintf("%s: this server takes on %d new hostnames an hour, and they are used up", hostname, serverBudget)}
 	}
+	l.Allow() // there is one, and only the holder of mu takes any
 	b.known[key] = time.Now()
 	return nil
 }

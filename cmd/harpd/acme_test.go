@@ -348,7 +348,7 @@ func TestChallengeByProgram(t *testing.T) {
 	if err := os.WriteFile(program, []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	e.names.edge = "" // the names are this test's own
+	e.names.alone()
 	e.cfg.ACMEDNS, e.cfg.acmeExec = "exec", program
 	done := make(chan struct{})
 	defer func() { <-done }()

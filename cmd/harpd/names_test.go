@@ -13,8 +13,8 @@ import (
 type names struct {
 	Addr string // host:port, UDP and TCP
 
-	edge    string // host:port of the edge's DNS server
 	mu      sync.Mutex
+	edge    string               // host:port of the edge's DNS server
 	records map[string][]mdns.RR // by lower-case name
 }
 
@@ -73,15 +73,25 @@ func (n *names) setTXT(records map[string][]string) {
 	}
 }
 
+// alone makes the names of testDomain this test's own, too.
+func (n *names) alone() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.edge = ""
+}
+
 func (n *names) ServeDNS(w mdns.ResponseWriter, r *mdns.Msg) {
+	n.mu.Lock()
+	edge := n.edge
+	n.mu.Unlock()
 	m := new(mdns.Msg).SetReply(r)
 	m.RecursionAvailable = true
 	q := r.Question[0]
 	name := q.Name
 	for range 8 {
-		if lower := mdns.CanonicalName(name); n.edge != "" && (lower == testDomain+"." || strings.HasSuffix(lower, "."+testDomain+".")) {
+		if lower := mdns.CanonicalName(name); edge != "" && (lower == testDomain+"." || strings.HasSuffix(lower, "."+testDomain+".")) {
 			ask := new(mdns.Msg).SetQuestion(name, q.Qtype)
-			if answer, err := mdns.Exchange(ask, n.edge); err == nil {
+			if answer, err := mdns.Exchange(ask, edge); err == nil {
 				m.Answer = append(m.Answer, answer.Answer...)
 				m.Ns, m.Rcode = answer.Ns, answer.Rcode
 			} else {

@@ -211,7 +211,11 @@ func (d *direction) sayLastLocked() {
 
 // hangUp resets a visitor's connection.
 func hangUp(c net.Conn) {
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
+	for { // TLS, and what it is over
+		t, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
 		c = t.NetConn()
 	}
 	if t, ok := c.(*net.TCPConn); ok {
