@@ -70,11 +70,8 @@ func NewCustom(o CustomOptions) *Custom {
 	if o.CA == "" {
 		o.CA = autocert.DefaultACMEDirectory
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{RootCAs: o.CARoots}
-	transport.DisableKeepAlives = true // there are few requests, months apart
 	c := &Custom{
-		options: o, cache: autocert.DirCache(filepath.Join(o.DataDir, "custom")), authority: transport,
+		options: o, cache: autocert.DirCache(filepath.Join(o.DataDir, "custom")), authority: rootedTransport(o.CARoots),
 		slots: make(chan struct{}, maxIssuing), sites: make(map[string]*site), sweepAt: firstSweep,
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +17,9 @@ const (
 	proofTimeout = 8 * time.Second
 	// hostnameMemory is how long a hostname is remembered after its last registration has gone.
 	hostnameMemory = 24 * time.Hour
+	// proofRate and proofBurst bound the proofs a second for one address of agents, and how many may come at once: each
+	// makes this server ask the DNS for names of the agent's choice.
+	proofRate, proofBurst = 1, 100
 )
 
 // hostnames are the names of their own that agents serve, beside those below the domain.
@@ -104,13 +109,18 @@ func (h *hostnames) forgetLocked() {
 }
 
 // ServesHostname reports whether an agent has proven the hostname, which is in lower case and not below Domain, and
-// serves it now or did within the last day. It is what decides whether to get a certificate for a name.
+// serves it now or did within the last day, with TLS that ends here. It is what decides whether to get a certificate for
+// a name.
 func (s *Server) ServesHostname(hostname string) bool {
-	_, ok := s.names.lookup(hostname)
-	return ok
+	label, ok := s.names.lookup(hostname)
+	if !ok {
+		return false
+	}
+	_, passed := s.routes.endToEnd(label)
+	return !passed
 }
 
-// LabelOf returns the label that a hostname of its own was proven for; ok is as ServesHostname says.
+// LabelOf returns the label that a hostname of its own was proven for, now or within the last day.
 func (s *Server) LabelOf(hostname string) (label string, ok bool) { return s.names.lookup(hostname) }
 
 // prove checks each hostname that r asks for.
@@ -118,25 +128,49 @@ func (l *link) prove(ctx context.Context, r *registration) *messages.Registratio
 	if len(r.hostnames) == 0 {
 		return nil
 	}
-	check := l.server.options.ProveHostname
-	if check == nil {
+	o := l.server.options
+	if o.ProveHostname == nil || o.NoHostRoute {
 		return refuse(messages.RefuseUnsupported, "this server does not serve hostnames of your own", false)
+	}
+	for _, name := range r.hostnames {
+		if l.server.owns(name) {
+			return refuse(messages.RefuseHostname, name+" is a name of this server", false)
+		}
+		if !l.server.proofs.allow(visitorKey(l.visitor)) {
+			return refuse(messages.RefuseLimit, "too many hostnames are to be looked up: try again in a minute", true)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
 	errs := make([]error, len(r.hostnames))
 	var wg sync.WaitGroup
 	for i, name := range r.hostnames {
-		wg.Go(func() { errs[i] = check(ctx, r.thumbprint.String(), r.label, name) }) // ends with ctx
+		wg.Go(func() { errs[i] = o.ProveHostname(ctx, r.thumbprint.String(), r.label, name) }) // ends with ctx
 	}
 	wg.Wait()
+	return refuseUnproven(errs)
+}
+
+// refuseUnproven is the refusal for the first of errs that will not pass by itself, or else for the first; nil if all are.
+func refuseUnproven(errs []error) (refusal *messages.RegistrationError) {
 	for _, err := range errs {
 		if err == nil {
 			continue
 		}
 		var passing interface{ Temporary() bool }
-		retry := ctx.Err() != nil || errors.As(err, &passing) && passing.Temporary()
-		return refuse(messages.RefuseHostname, cleanReason(err.Error()), retry)
+		retry := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+			errors.As(err, &passing) && passing.Temporary()
+		if refusal == nil || refusal.Retry && !retry {
+			refusal = refuse(messages.RefuseHostname, cleanReason(err.Error()), retry)
+		}
 	}
-	return nil
+	return refusal
+}
+
+// owns reports whether a name is the server's own or one of a tunnel below its domain.
+func (s *Server) owns(name string) bool {
+	if name == s.options.Domain || strings.HasSuffix(name, "."+s.options.Domain) {
+		return true
+	}
+	return slices.ContainsFunc(s.options.Audiences, func(a string) bool { return audienceName(a) == name })
 }

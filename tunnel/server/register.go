@@ -39,19 +39,20 @@ func (l *link) tryRegister(ctx context.Context, text []byte) *messages.Registrat
 	}
 	l.lastID++
 	r.id = l.lastID
+	s.names.claim(r) // before anybody can find r, take its place and release them
 	replaced, err := s.routes.add(r, func() error { return l.answer(r) })
 	if err == nil {
 		l.registrations[r.id] = r
-		s.names.claim(r)
 	}
 	l.mu.Unlock()
 	if err != nil {
+		s.names.release(r)
 		return refuse(messages.RefuseLimit, err.Error(), true)
 	}
 	s.metrics.registration(1)
 	s.log.Info("registered", "hostname", r.label+"."+s.options.Domain, "path", r.path, "mode", r.mode, "end_to_end", r.endToEnd,
 		"hostnames", r.hostnames, "identity", r.thumbprint.String(), "from", l.visitor)
-	if s.options.OnHostname != nil {
+	if s.options.OnHostname != nil && !r.endToEnd { // else the edge would hold a key for the name
 		for _, name := range r.hostnames {
 			s.options.OnHostname(name)
 		}

@@ -65,9 +65,11 @@ type Options struct {
 	Open bool
 	// ProveHostname returns nil if the holder of a key may serve a hostname of its own, which is in lower case: it leads to
 	// the label, which is computed from the key. An error is told to the agent, which tries again if it has a method
-	// Temporary that says so. It is asked at each registration, from many goroutines. Nil refuses all hostnames.
+	// Temporary that says so. It is asked at each registration, from many goroutines, and ends with ctx, after 8 s at most. Nil
+	// refuses all hostnames, as does NoHostRoute.
 	ProveHostname func(ctx context.Context, thumbprint, label, hostname string) error
-	// OnHostname is called when a registration with a proven hostname was granted. It must not wait. Nil does nothing.
+	// OnHostname is called when a registration with a proven hostname, whose TLS ends here, was granted. It must not wait.
+	// Nil does nothing.
 	OnHostname func(hostname string)
 	// PassTLS says that whoever accepts visitors' TLS connections asks PassThrough for each, so that agents may end TLS
 	// themselves.
@@ -92,6 +94,7 @@ type Server struct {
 	metrics *metrics
 	hosts   *limiterSet[string]     // by label
 	visits  *limiterSet[netip.Addr] // by visitor
+	proofs  *limiterSet[netip.Addr] // by agent
 	routes  *registry
 	names   *hostnames
 	started time.Time
@@ -124,6 +127,7 @@ func New(o Options) (*Server, error) {
 		options: o, log: o.Logger, proxies: o.TrustedProxies, keys: keys, metrics: m,
 		hosts:   newLimiterSet[string](o.RateLimit, o.RateBurst, 0),
 		visits:  newLimiterSet[netip.Addr](o.VisitorRateLimit, o.VisitorRateBurst, 0),
+		proofs:  newLimiterSet[netip.Addr](proofRate, proofBurst, 0),
 		routes:  newRegistry(),
 		names:   newHostnames(),
 		started: time.Now(),
