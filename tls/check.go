@@ -2,6 +2,7 @@ package tls
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net"
@@ -140,7 +141,7 @@ func (c *check) authority(ctx context.Context) []Finding {
 	if c.CA == "" {
 		return nil
 	}
-	client := http.Client{Timeout: checkTime, Transport: rootedTransport(c.CARoots)}
+	client := http.Client{Timeout: checkTime, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.CARoots}, Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, c.CA, nil)
 	if err != nil {
 		return []Finding{miss(nil, "ACME: %v", err)}

@@ -136,10 +136,14 @@ func (c *Custom) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, e
 		if err != nil {
 			return nil, err
 		}
+		ctx := hello.Context()
+		if ctx == nil { // a hello that no handshake made
+			ctx = c.ctx
+		}
 		select {
 		case <-over:
-		case <-hello.Context().Done():
-			return nil, context.Cause(hello.Context())
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
 		if !c.ready(s) {
 			return nil, fmt.Errorf("no certificate for %s: it could not be obtained", name)

@@ -175,6 +175,9 @@ func (c *Custom) certificate(s *site) (*tls.Certificate, error) {
 	c.mu.Lock()
 	s.ends = cert.Leaf.NotAfter
 	c.mu.Unlock()
+	if !time.Now().Before(cert.Leaf.NotAfter) {
+		return nil, fmt.Errorf("the certificate for %s has ended, and there is no newer one", s.hostname)
+	}
 	return cert, nil
 }
 
