@@ -21,7 +21,7 @@ type names struct {
 func startNames(t *testing.T, edge string) *names {
 	t.Helper()
 	n := &names{edge: edge, records: make(map[string][]mdns.RR)}
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	udp, err := net.ListenPacket("udp", freeAddr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -136,15 +137,19 @@ func (p *pebble) roots(t *testing.T) *x509.CertPool {
 	return pool
 }
 
-// freeAddr is an address of loopback that was free a moment ago, for UDP and TCP.
+// freeAddr is an address of loopback that is free, for UDP and TCP. It lies below the ports that the system gives to others
+// (on Linux, 32768 and up): nobody takes it before it is used.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	for range 20 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(20_000))
+		if _, used := givenAddrs.LoadOrStore(addr, true); used {
+			continue
 		}
-		addr := l.Addr().String()
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
 		u, err := net.ListenPacket("udp", addr)
 		l.Close()
 		if err == nil {
@@ -155,6 +160,8 @@ func freeAddr(t *testing.T) string {
 	t.Fatal("no port is free for both UDP and TCP")
 	return ""
 }
+
+var givenAddrs sync.Map // what freeAddr has returned
 
 // eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
