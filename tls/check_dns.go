@@ -103,11 +103,17 @@ func (c *check) delegation(ctx context.Context) []Finding {
 
 // delegationRecords are those that delegate the challenge, and no more, to this server.
 func (c *check) delegationRecords() []string {
+	return []string{c.nsRecord("_acme-challenge." + c.Domain)}
+}
+
+// nsRecord delegates name to this server: by the domain, whose address is set in any case, unless the server has a name
+// of its own or the domain itself is delegated.
+func (c *check) nsRecord(name string) string {
 	host := c.nsHost()
-	if host == "ns."+c.Domain {
-		host = c.Domain // whose address is set in any case
+	if host == "ns."+c.Domain && name != c.Domain {
+		host = c.Domain
 	}
-	return []string{"_acme-challenge." + c.Domain + ". NS " + host + "."}
+	return name + ". NS " + host + "."
 }
 
 // nsHost is the name to delegate to: one that the provider's own records answer for.
@@ -133,7 +139,7 @@ func (c *check) delegated(ctx context.Context, name string, hosts []string, glue
 		case len(addrs) == 0:
 			out = append(out, miss(c.addressRecords(host), "delegation: %s NS %s, which has no address", name, host))
 		case len(c.Addresses) > 0 && !shares(addrs, c.Addresses):
-			out = append(out, miss([]string{name + ". NS " + c.nsHost() + "."}, "delegation: %s NS %s is %s, and this server is %s", name, host, join(addrs), join(c.Addresses)))
+			out = append(out, miss([]string{c.nsRecord(name)}, "delegation: %s NS %s is %s, and this server is %s", name, host, join(addrs), join(c.Addresses)))
 		default:
 			out = append(out, ok("delegation: %s NS %s (%s)", name, host, join(addrs)))
 		}
@@ -157,7 +163,7 @@ func (c *check) answers(ctx context.Context, zone string) Finding {
 		switch {
 		case err != nil:
 			return miss(nil, "DNS: this server's own does not answer over %s at %s: is harpd running, and is port %d open? (%v)", network, addrs[0], c.DNS, err)
-		case !answer.Authoritative || answer.Rcode != mdns.RcodeSuccess:
+		case !answer.Authoritative || len(answer.Answer) != 1 || answer.Answer[0].Header().Rrtype != mdns.TypeSOA:
 			return miss(nil, "DNS: what answers at %s is not harpd: %s for %s", addrs[0], mdns.RcodeToString[answer.Rcode], zone)
 		}
 	}

@@ -96,7 +96,8 @@ func (p Prover) provable(hostname string) error {
 	ascii, err := idna.Lookup.ToASCII(hostname) // as autocert has it; also refuses wildcards
 	_, ip := netip.ParseAddr(hostname)
 	_, valid := mdns.IsDomainName("_harp." + hostname)
-	if err != nil || ascii != hostname || ip == nil || !valid || !strings.Contains(strings.Trim(hostname, "."), ".") {
+	dotted := strings.Contains(hostname, ".") && !strings.HasPrefix(hostname, ".") && !strings.HasSuffix(hostname, ".")
+	if err != nil || ascii != hostname || ip == nil || !valid || !dotted {
 		return fmt.Errorf("%q is not a hostname on the internet, in lower case", hostname)
 	}
 	if suffix, public := publicsuffix.PublicSuffix(hostname); public && suffix == hostname {
