@@ -115,9 +115,9 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 	case "exec":
 		o.Solver = harptls.ExecSolver{Path: cfg.acmeExec, Resolver: resolverOf(cfg.Resolver)}
 	case "rfc2136":
-		provider, err := dns.NewRFC2136(cfg.RFC2136, cfg.RFC2136Name, cfg.RFC2136Key)
+		provider, err := cfg.openRFC2136()
 		if err != nil {
-			return &cli.Error{Err: err, Hint: "--rfc2136-key-file is a BIND key file, as tsig-keygen prints it, for this user alone"}
+			return err
 		}
 		o.Provider, o.Resolvers = provider, []string{provider.Server}
 	}
@@ -143,6 +143,14 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 	c.run = append(c.run, w.Run)
 	c.close = append(c.close, w.Close)
 	return nil
+}
+
+func (c config) openRFC2136() (*dns.RFC2136, error) {
+	provider, err := dns.NewRFC2136(c.RFC2136, c.RFC2136Name, c.RFC2136Key)
+	if err != nil {
+		return nil, &cli.Error{Err: err, Hint: "--rfc2136-key-file is a BIND key file, as tsig-keygen prints it, for this user alone"}
+	}
+	return provider, nil
 }
 
 // sayEvery is how often, at most, a person is told what is missing.

@@ -150,6 +150,16 @@ func (c config) checkFiles() error {
 			return err
 		}
 	}
+	if c.TLS == "auto" {
+		if _, err := readRoots(c.ACMECARoot); err != nil {
+			return err
+		}
+		if c.ACMEDNS == "rfc2136" {
+			if _, err := c.openRFC2136(); err != nil {
+				return err
+			}
+		}
+	}
 	return c.checkAuthorizedKeys()
 }
 
