@@ -283,6 +283,9 @@ func (c *certificates) proveHostname(ctx context.Context, thumbprint, label, hos
 	if err := c.prover.Prove(ctx, hostname, label); err != nil {
 		return err
 	}
+	if c.custom != nil && c.custom.Holds(hostname) {
+		return nil // costs the authority nothing, and is no news after a restart
+	}
 	return c.budget.Spend(thumbprint, hostname)
 }
 

@@ -98,7 +98,7 @@ func errorCodes() []string {
 
 func registrationResults() []string {
 	return []string{registeredOK, messages.RefuseMalformed, messages.RefuseSignature, messages.RefuseChallenge,
-		messages.RefuseAudience, messages.RefuseNotAuthorized, messages.RefuseUnsupported, messages.RefuseLimit,
+		messages.RefuseAudience, messages.RefuseNotAuthorized, messages.RefuseUnsupported, messages.RefuseHostname, messages.RefuseLimit,
 		messages.RefuseDraining}
 }
 
