@@ -42,9 +42,11 @@ const (
 func direct() bool { return os.Getenv("HARP_FIDELITY_DIRECT") == "1" }
 
 func TestMain(m *testing.M) {
-	// Certmagic keeps one for each account as long as the process lives, and one for five seconds after each lock.
+	// Certmagic keeps one for each account as long as the process lives, and one for five seconds after each lock. Autocert
+	// gives authorizations back for up to a minute.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"))
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"),
+		goleak.IgnoreAnyFunction("golang.org/x/crypto/acme/autocert.(*Manager).deactivatePendingAuthz"))
 }
 
 // A tunnel is a running edge, agent and upstream for one test.

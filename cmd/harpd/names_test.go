@@ -21,11 +21,12 @@ type names struct {
 func startNames(t *testing.T, edge string) *names {
 	t.Helper()
 	n := &names{edge: edge, records: make(map[string][]mdns.RR)}
-	udp, err := net.ListenPacket("udp", freeAddr(t))
+	addr := freeAddr(t)
+	udp, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
+	tcp, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
