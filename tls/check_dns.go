@@ -139,7 +139,7 @@ func (c *check) delegated(ctx context.Context, name string, hosts []string, glue
 		case len(addrs) == 0:
 			out = append(out, miss(c.addressRecords(host), "delegation: %s NS %s, which has no address", name, host))
 		case len(c.Addresses) > 0 && !shares(addrs, c.Addresses):
-			out = append(out, miss([]string{c.nsRecord(name)}, "delegation: %s NS %s is %s, and this server is %s", name, host, join(addrs), join(c.Addresses)))
+			out = append(out, miss([]string{c.nsRecord(name)}, "delegation: %s NS %s is %s, and this server is %s: replace it by", name, host, join(addrs), join(c.Addresses)))
 		default:
 			out = append(out, ok("delegation: %s NS %s (%s)", name, host, join(addrs)))
 		}

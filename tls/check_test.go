@@ -139,7 +139,7 @@ func TestCheck(t *testing.T) {
 		{
 			why: "delegated to another machine", own: own,
 			records: append([]string{challengeZone + " NS ns9.example.com.", "ns9.example.com. A 192.0.2.9"}, addresses...),
-			want:    []string{"MISS delegation: _acme-challenge.tunnels.example.com NS ns9.example.com is 192.0.2.9, and this server is 127.0.0.1"},
+			want:    []string{"MISS delegation: _acme-challenge.tunnels.example.com NS ns9.example.com is 192.0.2.9, and this server is 127.0.0.1: replace it by"},
 			add:     []string{"_acme-challenge.tunnels.example.com. NS tunnels.example.com."},
 		},
 		{
