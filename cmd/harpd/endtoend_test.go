@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/interop"
 
 	"github.com/harp-tunnel/harp/identity"
 	"github.com/harp-tunnel/harp/tunnel/agent"
@@ -228,5 +231,63 @@ func TestEndToEndAgentAway(t *testing.T) {
 	})
 	if _, err := handshake(e.at.HTTPS, host, roots); err == nil {
 		t.Error("the edge ends TLS in the agent's place")
+	}
+}
+
+// TestEndToEndGRPC runs grpc-go's interop client against its server behind an agent that ends TLS itself. The edge has no
+// certificate but its own CA's.
+func TestEndToEndGRPC(t *testing.T) {
+	t.Parallel()
+	addr, _ := serveGRPC(t, interop.NewTestServer())
+	forward, err := agent.Forward("h2c://"+addr, agent.ForwardOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(forward.Close)
+	certFile, keyFile, own := writeCertificate(t)
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := identity.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	edge := &autoEdge{log: new(syncBuffer), cfg: newSetup(t, nil).cfg}
+	edge.cfg.TLS, edge.cfg.DataDir, edge.cfg.HTTPS = "internal", t.TempDir(), "127.0.0.1:0"
+	edge.start(t)
+	registered := make(chan agent.Registration, 1)
+	a, err := agent.New(agent.Options{
+		Server: "https://" + edge.at.HTTPS, Key: key,
+		TLSConfig:  func() (*tls.Config, error) { return trustInternal(edge.cfg.DataDir) },
+		EndToEnd:   &agent.EndToEnd{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil }},
+		Services:   []agent.Service{{Handler: forward}},
+		OnRegister: func(r agent.Registration) { registered <- r },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	await(t, registered, "the registration", func(agent.Registration) {})
+	host := key.Public().Thumbprint().Label("") + "." + testDomain
+	cc, err := grpc.NewClient("passthrough:///"+host,
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: own, ServerName: host})),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", edge.at.HTTPS)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	for name := range interopCases {
+		if err := runInterop(t, name, cc); err != nil {
+			t.Error(err)
+		}
 	}
 }
