@@ -2,10 +2,8 @@ package main
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -23,11 +21,6 @@ type endConfig struct {
 	ACMECARoot      string // PEM file; empty means the system's roots
 	ACMEEmail       string
 	CertDir         string // empty means beside the key
-}
-
-var authorities = map[string]string{
-	"letsencrypt":         "https://acme-v02.api.letsencrypt.org/directory",
-	"letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
 }
 
 func (c *endConfig) declare(f *cli.Flags) {
@@ -59,29 +52,16 @@ func (c endConfig) options(keyFile string) (*agent.EndToEnd, error) {
 		}
 		return &agent.EndToEnd{GetCertificate: files.get}, nil
 	}
-	e := &agent.EndToEnd{Directory: c.ACMECA, Email: c.ACMEEmail, CertDir: c.CertDir}
-	if u, ok := authorities[c.ACMECA]; ok {
-		e.Directory = u
-	} else if u, err := url.Parse(c.ACMECA); err != nil || u.Scheme != "https" || u.Host == "" {
-		return nil, &cli.Error{
-			Err:  fmt.Errorf("--acme-ca %q is neither a known name nor an https URL", c.ACMECA),
-			Hint: "letsencrypt, letsencrypt-staging, or such as https://acme.example.com/directory",
-		}
-	}
+	e := &agent.EndToEnd{Email: c.ACMEEmail, CertDir: c.CertDir}
 	if e.CertDir == "" {
 		e.CertDir = filepath.Join(filepath.Dir(keyFile), "certificates")
 	}
-	if c.ACMECARoot != "" {
-		text, err := os.ReadFile(c.ACMECARoot)
-		e.Roots = x509.NewCertPool()
-		if err == nil && !e.Roots.AppendCertsFromPEM(text) {
-			err = fmt.Errorf("no certificate in %s", c.ACMECARoot)
-		}
-		if err != nil {
-			return nil, &cli.Error{Err: fmt.Errorf("--acme-ca-root: %w", err), Hint: "give a PEM file"}
-		}
+	var err error
+	if e.Directory, err = cli.ACMEDirectory(c.ACMECA); err != nil {
+		return nil, err
 	}
-	return e, nil
+	e.Roots, err = cli.ACMERoots(c.ACMECARoot)
+	return e, err
 }
 
 // A keyPair is a certificate that follows its files. Files that are broken leave the old one in force.

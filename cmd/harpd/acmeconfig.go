@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -36,12 +35,6 @@ type acmeConfig struct {
 	// for tests, which cannot wait a minute or have port 53; 0 means the usual
 	acmeRetry, acmeCheckEvery time.Duration
 	checkDNSPort              int
-}
-
-// authorities are the names that --acme-ca knows.
-var authorities = map[string]string{
-	"letsencrypt":         "https://acme-v02.api.letsencrypt.org/directory",
-	"letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
 }
 
 // declareACME makes the flags of --tls auto set c.
@@ -81,13 +74,9 @@ func (c config) checkedACME() (config, error) {
 			Hint: "use a name, or --tls internal, files or off",
 		}
 	}
-	if u, ok := authorities[c.ACMECA]; ok {
-		c.ACMECA = u
-	} else if u, err := url.Parse(c.ACMECA); err != nil || u.Scheme != "https" || u.Host == "" {
-		return c, &cli.Error{
-			Err:  fmt.Errorf("--acme-ca %q is neither a known name nor an https URL", c.ACMECA),
-			Hint: "letsencrypt, letsencrypt-staging, or such as https://acme.example.com/directory",
-		}
+	var err error
+	if c.ACMECA, err = cli.ACMEDirectory(c.ACMECA); err != nil {
+		return c, err
 	}
 	if c.DNSHost == "" {
 		c.DNSHost = "ns." + c.Domain

@@ -3,14 +3,12 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -104,7 +102,7 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 		Retry: cfg.acmeRetry, CheckEvery: cfg.acmeCheckEvery,
 	}
 	var err error
-	if o.CARoots, err = readRoots(cfg.ACMECARoot); err != nil {
+	if o.CARoots, err = cli.ACMERoots(cfg.ACMECARoot); err != nil {
 		return err
 	}
 	switch cfg.ACMEDNS {
@@ -233,21 +231,6 @@ func issuers(directory string) []string {
 		return []string{"letsencrypt.org"}
 	}
 	return nil
-}
-
-func readRoots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, &cli.Error{Err: fmt.Errorf("--acme-ca-root: %w", err), Hint: "give a PEM file"}
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, &cli.Error{Err: fmt.Errorf("--acme-ca-root %s: no certificate in it", file), Hint: "give a PEM file"}
-	}
-	return pool, nil
 }
 
 // resolverOf asks the given servers, host:port, in turn; the system's if there are none.

@@ -52,7 +52,7 @@ DNS records to add. Give it the settings that harpd gets. Exit code 1 if anythin
 
 // look makes the check of a checked c.
 func (c config) look(ctx context.Context) ([]harptls.Finding, error) {
-	roots, err := readRoots(c.ACMECARoot)
+	roots, err := cli.ACMERoots(c.ACMECARoot)
 	if err != nil {
 		return nil, err
 	}

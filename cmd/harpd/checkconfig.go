@@ -151,7 +151,7 @@ func (c config) checkFiles() error {
 		}
 	}
 	if c.TLS == "auto" {
-		if _, err := readRoots(c.ACMECARoot); err != nil {
+		if _, err := cli.ACMERoots(c.ACMECARoot); err != nil {
 			return err
 		}
 		if c.ACMEDNS == "rfc2136" {
