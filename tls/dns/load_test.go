@@ -11,17 +11,17 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// TestLoad asks 10,000 questions a second, for 10 seconds if not -short: none is lost, nothing grows. With the race
+// TestLoad asks 10,000 questions a second, for 10 seconds, or 3 with -short: none is lost, nothing grows. With the race
 // detector the machine does a fifth of that.
 func TestLoad(t *testing.T) {
-	s, addr := start(t, func(o *Options) { o.Rate = 0 }) // the clients show cookies, as resolvers do
+	s, addr := start(t, func(o *Options) { o.ResponseRate = 0 }) // the clients show cookies, as resolvers do
 	const clients, tick = 10, 10 * time.Millisecond
 	perTick, ticks := 10, 1000 // each client 10 questions every 10 ms
 	if raceEnabled {
 		perTick = 2
 	}
 	if testing.Short() {
-		ticks = 100
+		ticks = 300
 	}
 	first := new(mdns.Msg).SetQuestion("tunnels.example.com.", mdns.TypeA)
 	setCookie(first, "0011223344556677")
@@ -88,7 +88,7 @@ func heap() uint64 {
 }
 
 func BenchmarkServeDNS(b *testing.B) {
-	s, err := New(Options{Domain: "tunnels.example.com", Rate: -1})
+	s, err := New(Options{Domain: "tunnels.example.com", ResponseRate: -1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -99,62 +99,4 @@ func BenchmarkServeDNS(b *testing.B) {
 	for b.Loop() {
 		s.ServeDNS(w, r)
 	}
-}
-
-// A sink keeps the last message written to it.
-type sink struct {
-	mdns.ResponseWriter
-	m      *mdns.Msg
-	remote net.Addr
-}
-
-func (w *sink) WriteMsg(m *mdns.Msg) error { w.m = m; return nil }
-
-func (w *sink) RemoteAddr() net.Addr {
-	if w.remote == nil {
-		return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 53}
-	}
-	return w.remote
-}
-
-// FuzzServeDNS gives the server any packet: it never panics, and what it says over UDP fits where it must and, from one
-// who has shown no cookie, is small beside the largest question.
-func FuzzServeDNS(f *testing.F) {
-	for _, name := range []string{"tunnels.example.com.", "_acme-challenge.tunnels.example.com.", "x.y.tunnels.example.com.", "."} {
-		for _, kind := range []uint16{mdns.TypeA, mdns.TypeANY, mdns.TypeTXT, mdns.TypeAXFR} {
-			m := new(mdns.Msg).SetQuestion(name, kind)
-			setCookie(m, "0011223344556677")
-			b, _ := m.Pack()
-			f.Add(b)
-		}
-	}
-	s, err := New(Options{Domain: "tunnels.example.com", Alias: "acme.example.net", CAA: []string{"letsencrypt.org"}, Rate: -1})
-	if err != nil {
-		f.Fatal(err)
-	}
-	for range 20 {
-		_ = s.AddTXT("acme.example.net", string(make([]byte, 200)))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := new(mdns.Msg)
-		if r.Unpack(b) != nil {
-			return
-		}
-		w := &sink{}
-		s.ServeDNS(w, r)
-		if w.m == nil {
-			return
-		}
-		size := mdns.MinMsgSize
-		if r.IsEdns0() != nil {
-			size = udpSize
-		}
-		out, err := w.m.Pack()
-		if err != nil {
-			return // WriteMsg would return it; a question that cannot be packed again gets no answer
-		}
-		if len(out) > size {
-			t.Errorf("an answer of %d bytes, at most %d are allowed", len(out), size)
-		}
-	})
 }

@@ -4,11 +4,11 @@ package dns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,13 +19,11 @@ import (
 const (
 	// udpSize is the largest answer over UDP, in bytes: it passes every path without fragments (DNS flag day 2020).
 	udpSize = 1232
-	// tcpIdle is how long a TCP connection may be silent, and tcpQueries how much may be asked over one.
+	// udpBuffer is how many bytes of queries may wait in a socket.
+	udpBuffer = 1 << 20
+	// tcpIdle is how long a query over TCP may take to arrive, and tcpQueries how many may come over one connection.
 	tcpIdle    = 10 * time.Second
 	tcpQueries = 128
-	// maxTCP is how many TCP connections may be open at once.
-	maxTCP = 512
-	// tcpWrite bounds one answer to a peer that does not read.
-	tcpWrite = 5 * time.Second
 )
 
 // Options say what a Server answers.
@@ -41,9 +39,10 @@ type Options struct {
 	Addresses []netip.Addr
 	// CAA are the issuers that may issue for the domain, such as letsencrypt.org. Empty means no CAA records: any may.
 	CAA []string
-	// Rate is how many answers a second one network (/24, /56) gets over UDP without a cookie; then every second query is
-	// dropped and every other is sent to TCP. Zero means 100, negative no limit.
-	Rate float64
+	// ResponseRate is how many answers a second one network (/24, /56) gets over UDP without a cookie. Beyond it every
+	// second query is dropped, and the others are told to ask again: over TCP, or with the cookie that they get. Zero means
+	// 100, negative no limit.
+	ResponseRate float64
 	// Logger gets what an operator should know. Nil discards.
 	Logger *slog.Logger
 }
@@ -61,42 +60,59 @@ type Server struct {
 type Stats struct {
 	Queries   uint64 // all that were parsed
 	Refused   uint64 // for other zones, classes, or transfers
-	Truncated uint64 // sent to TCP, because of the size or the rate
+	Truncated uint64 // sent to TCP because of the size, or told to ask again because of the rate
 	Dropped   uint64 // not answered, because of the rate
 }
 
 type counters struct{ queries, refused, truncated, dropped atomic.Uint64 }
 
-// New returns a Server for the options. The error is about a name that is none.
+// New returns a Server for the options. The error is about a name that is none, or an alias that is the domain itself.
 func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Rate == 0 {
-		o.Rate = 100
+	if o.ResponseRate == 0 {
+		o.ResponseRate = 100
 	}
 	if o.Host == "" {
 		o.Host = "ns." + o.Domain
 	}
-	for _, name := range []string{o.Domain, o.Host} {
-		if _, ok := mdns.IsDomainName(name); !ok || name == "" {
+	names := []string{o.Domain, challengeLabel + o.Domain, o.Host}
+	if o.Alias != "" {
+		names = append(names, o.Alias)
+	}
+	for _, name := range names {
+		if !isName(name) {
 			return nil, fmt.Errorf("dns: %q is not a domain name", name)
 		}
 	}
-	if _, ok := mdns.IsDomainName(o.Alias); o.Alias != "" && !ok {
-		return nil, fmt.Errorf("dns: %q is not a domain name", o.Alias)
+	if mdns.CanonicalName(o.Alias) == mdns.CanonicalName(o.Domain) {
+		return nil, fmt.Errorf("dns: the alias %s is the domain itself", o.Alias)
 	}
-	return &Server{log: o.Logger, zones: newZones(o), cookies: newCookies(), rates: newRates(o.Rate)}, nil
+	return &Server{log: o.Logger, zones: newZones(o), cookies: newCookies(time.Now()), rates: newRates(o.ResponseRate)}, nil
+}
+
+// isName reports whether name can be a zone or a host: ASCII, without spaces and escapes.
+func isName(name string) bool {
+	_, ok := mdns.IsDomainName(name)
+	return ok && name != "" && name != "." && !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' })
 }
 
 // SetAddresses replaces the addresses of all names.
 func (s *Server) SetAddresses(addrs []netip.Addr) { s.zones.setAddresses(addrs) }
 
-// AddTXT adds a challenge value at name, which must be _acme-challenge.<Domain> or the alias. Several may stand there.
-func (s *Server) AddTXT(name, value string) error { return s.zones.addTXT(name, value) }
+// AddTXT adds a challenge value at name, which must be _acme-challenge.<Domain> or the alias. Several may stand there. The
+// error is about another name, or a value that is too long or one too many.
+func (s *Server) AddTXT(name, value string) error {
+	s.log.Debug("a challenge is to be answered", "name", name)
+	return s.zones.addTXT(name, value)
+}
 
 // RemoveTXT removes a challenge value; one that is not there is no error.
-func (s *Server) RemoveTXT(name, value string) error { return s.zones.removeTXT(name, value) }
+func (s *Server) RemoveTXT(name, value string) error {
+	s.log.Debug("a challenge is over", "name", name)
+	return s.zones.removeTXT(name, value)
+}
 
 // Stats returns the counts so far.
 func (s *Server) Stats() Stats {
@@ -106,22 +122,12 @@ func (s *Server) Stats() Stats {
 	}
 }
 
-// Serve answers on the given sockets until ctx ends, and closes them. Each UDP socket is a *net.UDPConn where the answer
-// must come from the address that was asked.
+// Serve answers on the given sockets until ctx ends, then closes them and returns nil. The error is about a socket that
+// broke before. Each UDP socket is a *net.UDPConn where the answer must come from the address that was asked.
 func (s *Server) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
-	var servers []*mdns.Server
-	for _, c := range udp {
-		servers = append(servers, &mdns.Server{PacketConn: c, Handler: s, UDPSize: udpSize, MsgAcceptFunc: accept})
-	}
-	for _, l := range tcp {
-		servers = append(servers, &mdns.Server{
-			Listener: newBounded(l, maxTCP), Handler: s, MsgAcceptFunc: accept,
-			ReadTimeout: tcpIdle, WriteTimeout: tcpWrite, MaxTCPQueries: tcpQueries,
-			IdleTimeout: func() time.Duration { return tcpIdle },
-		})
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	servers := s.servers(udp, tcp)
 	var wg, started sync.WaitGroup
 	for _, server := range servers {
 		started.Add(1)
@@ -135,15 +141,39 @@ func (s *Server) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.List
 		})
 	}
 	started.Wait() // Shutdown of a server that has not started does nothing
-	<-ctx.Done()
+	<-inner.Done()
 	for _, server := range servers {
-		_ = server.Shutdown()
+		wg.Go(func() { _ = server.Shutdown() }) // ends when the last answer is written, at most tcpWrite later
 	}
 	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
+	for _, c := range udp { // those that never started
+		_ = c.Close()
 	}
-	return nil
+	for _, l := range tcp {
+		_ = l.Close()
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(inner)
+}
+
+// servers makes a server for each socket.
+func (s *Server) servers(udp []net.PacketConn, tcp []net.Listener) []*mdns.Server {
+	var servers []*mdns.Server
+	for _, c := range udp {
+		if u, ok := c.(*net.UDPConn); ok {
+			_ = u.SetReadBuffer(udpBuffer) // the system may give less
+		}
+		servers = append(servers, &mdns.Server{PacketConn: c, Handler: s, UDPSize: udpSize, MsgAcceptFunc: accept})
+	}
+	for _, l := range tcp {
+		servers = append(servers, &mdns.Server{
+			Listener: newBounded(l), Handler: s, MsgAcceptFunc: accept,
+			ReadTimeout: tcpIdle, MaxTCPQueries: tcpQueries, IdleTimeout: func() time.Duration { return tcpIdle },
+		})
+	}
+	return servers
 }
 
 // accept is asked before a message is parsed (RFC 1035, section 4.1.1): answers are ignored, so that two servers never
@@ -160,40 +190,4 @@ func accept(h mdns.Header) mdns.MsgAcceptAction {
 		return mdns.MsgReject
 	}
 	return mdns.MsgAccept
-}
-
-// bounded is a listener with at most so many connections open.
-type bounded struct {
-	net.Listener
-	slots chan struct{}
-}
-
-func newBounded(l net.Listener, n int) *bounded {
-	return &bounded{Listener: l, slots: make(chan struct{}, n)}
-}
-
-// Accept closes connections that are too many: their peers ask again, by UDP or later.
-func (b *bounded) Accept() (net.Conn, error) {
-	for {
-		conn, err := b.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case b.slots <- struct{}{}:
-			return &boundedConn{Conn: conn, release: sync.OnceFunc(func() { <-b.slots })}, nil
-		default:
-			_ = conn.Close()
-		}
-	}
-}
-
-type boundedConn struct {
-	net.Conn
-	release func()
-}
-
-func (c *boundedConn) Close() error {
-	c.release()
-	return c.Conn.Close()
 }

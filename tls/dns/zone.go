@@ -10,6 +10,9 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
+// challengeLabel stands before a domain where authorities look for its challenges (RFC 8555, section 8.4).
+const challengeLabel = "_acme-challenge."
+
 const (
 	hostTTL      = 300 // seconds, of addresses
 	zoneTTL      = 3600
@@ -36,9 +39,9 @@ type challenge struct{ values []string }
 func newZones(o Options) *zones {
 	z := &zones{
 		apex: mdns.CanonicalName(o.Domain), host: mdns.CanonicalName(o.Host), caa: o.CAA,
-		challenges: make(map[string]*challenge), serial: 1,
+		challenges: make(map[string]*challenge),
 	}
-	z.challenges["_acme-challenge."+z.apex] = new(challenge)
+	z.challenges[challengeLabel+z.apex] = new(challenge)
 	if o.Alias != "" {
 		z.challenges[mdns.CanonicalName(o.Alias)] = new(challenge)
 	}
@@ -49,6 +52,7 @@ func newZones(o Options) *zones {
 func (z *zones) setAddresses(addrs []netip.Addr) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	z.serial++
 	z.a, z.aaaa = nil, nil
 	for _, addr := range addrs {
 		if addr = addr.Unmap(); addr.Is4() {
@@ -92,6 +96,21 @@ func (z *zones) removeTXT(name, value string) error {
 	return nil
 }
 
+// zoneOf returns the zone that answers a question, empty for none. The DS of a zone is its parent's (RFC 4035, section
+// 3.1.4.1), if that is here too.
+func (z *zones) zoneOf(q mdns.Question) string {
+	name := mdns.CanonicalName(q.Name)
+	zone := z.find(name)
+	if q.Qtype == mdns.TypeDS && name == zone {
+		if at, end := mdns.NextLabel(name, 0); !end {
+			if parent := z.find(name[at:]); parent != "" {
+				return parent
+			}
+		}
+	}
+	return zone
+}
+
 // find returns the zone of a canonical name: the apex of the longest that holds it, empty for none.
 func (z *zones) find(name string) string {
 	for at, end := 0, false; !end; at, end = mdns.NextLabel(name, at) {
@@ -113,7 +132,7 @@ func (z *zones) answer(m *mdns.Msg, zone string) {
 		return mdns.RR_Header{Name: q.Name, Rrtype: kind, Class: mdns.ClassINET, Ttl: ttl} // in the case that was asked
 	}
 	m.Authoritative = true
-	if challenge != nil && name != zone {
+	if challenge != nil && !z.exists(name, zone) {
 		m.Rcode = mdns.RcodeNameError // RFC 2308, section 2.1
 	}
 	switch {
@@ -124,21 +143,21 @@ func (z *zones) answer(m *mdns.Msg, zone string) {
 		m.Answer = append(m.Answer, z.soa(q.Name, zone, zoneTTL))
 	case q.Qtype == mdns.TypeNS && name == zone:
 		m.Answer = append(m.Answer, &mdns.NS{Hdr: header(mdns.TypeNS, zoneTTL), Ns: z.host})
-		if z.find(z.host) == z.apex {
+		if z.find(z.host) != "" {
 			z.addresses(z.host, func(rr mdns.RR) { m.Extra = append(m.Extra, rr) })
 		}
-	case challenge != nil && q.Qtype == mdns.TypeTXT:
+	case challenge != nil && name == zone && q.Qtype == mdns.TypeTXT:
 		for _, v := range challenge.values {
 			m.Answer = append(m.Answer, &mdns.TXT{Hdr: header(mdns.TypeTXT, challengeTTL), Txt: []string{v}})
 		}
-	case challenge != nil:
+	case challenge != nil && name != z.host:
 	case q.Qtype == mdns.TypeA || q.Qtype == mdns.TypeAAAA:
 		z.addresses(q.Name, func(rr mdns.RR) {
 			if rr.Header().Rrtype == q.Qtype {
 				m.Answer = append(m.Answer, rr)
 			}
 		})
-	case q.Qtype == mdns.TypeCAA && name == zone: // resolvers climb to it from below (RFC 8659, section 3)
+	case q.Qtype == mdns.TypeCAA && name == z.apex: // resolvers climb to it from below (RFC 8659, section 3)
 		for _, tag := range []string{"issue", "issuewild"} {
 			for _, issuer := range z.caa {
 				m.Answer = append(m.Answer, &mdns.CAA{Hdr: header(mdns.TypeCAA, zoneTTL), Tag: tag, Value: issuer})
@@ -148,6 +167,11 @@ func (z *zones) answer(m *mdns.Msg, zone string) {
 	if len(m.Answer) == 0 {
 		m.Ns = append(m.Ns, z.soa(zone, zone, negativeTTL)) // RFC 2308, section 3
 	}
+}
+
+// exists reports whether there is a canonical name in a challenge's zone. One above a name that exists does too (RFC 8020).
+func (z *zones) exists(name, zone string) bool {
+	return name == zone || mdns.IsSubDomain(name, z.host) || mdns.IsSubDomain(name, z.apex)
 }
 
 // addresses hands over the address records of name.
@@ -166,7 +190,7 @@ func (z *zones) addresses(name string, add func(mdns.RR)) {
 func (z *zones) soa(name, zone string, ttl uint32) mdns.RR {
 	return &mdns.SOA{
 		Hdr: mdns.RR_Header{Name: name, Rrtype: mdns.TypeSOA, Class: mdns.ClassINET, Ttl: ttl},
-		Ns:  z.host, Mbox: "hostmaster." + strings.TrimPrefix(zone, "_acme-challenge."),
+		Ns:  z.host, Mbox: "hostmaster." + strings.TrimPrefix(zone, challengeLabel),
 		Serial: z.serial, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: negativeTTL,
 	}
 }
