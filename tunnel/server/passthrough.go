@@ -11,14 +11,17 @@ import (
 	"time"
 
 	"github.com/harp-tunnel/harp/identity"
+	"github.com/harp-tunnel/harp/messages"
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
 const (
-	// passIdle is how long a connection whose TLS ends at the agent may be silent in both directions.
-	passIdle = time.Hour
-	// passBuffer is for one direction of such a connection, in bytes: the largest TLS record and more.
-	passBuffer = 32 << 10
+	// passLinger is how long a visitor may be silent once the agent has closed the connection. What the agent said last may
+	// still be on its way.
+	passLinger = time.Minute
+	// passBuffer and passBufferMax are for one direction of a connection, in bytes: while it mostly waits, and once it moves
+	// much.
+	passBuffer, passBufferMax = 4 << 10, 32 << 10
 )
 
 // PassThrough reports whether TLS for a server name, in lower case, must not end here, as an agent ends it or did so when
@@ -62,9 +65,10 @@ func (s *Server) pass(conn net.Conn, label, serverName string, serving []*regist
 	s.metrics.stream(1)
 	defer s.metrics.stream(-1)
 	p := &passage{server: s, visitor: conn, agent: up}
-	idle := time.AfterFunc(passIdle, p.reset)
-	defer idle.Stop()
-	p.moved = func() { idle.Reset(passIdle) }
+	if s.options.PassIdle > 0 {
+		p.idle = time.AfterFunc(s.options.PassIdle, p.reset)
+		defer p.idle.Stop()
+	}
 	var wg sync.WaitGroup
 	wg.Go(p.toVisitor) // ends when the tunnel's stream does, or writing fails
 	p.toAgent()
@@ -72,9 +76,13 @@ func (s *Server) pass(conn net.Conn, label, serverName string, serving []*regist
 	_ = up.Close()
 }
 
-// openTLS finds the first agent that has room.
+// openTLS finds the first agent that has room. A standby is asked only if no other is there.
 func (s *Server) openTLS(conn net.Conn, serverName string, candidates []*registration) *tunnel.UpgradedConn {
+	busy := false // an agent that is no standby is there
 	for _, c := range candidates {
+		if busy && c.standby() {
+			break
+		}
 		c.link.requests.Add(1)
 		ctx, cancel := context.WithTimeout(context.Background(), linger)
 		up, err := c.link.session.OpenTLS(ctx, c.id, serverName, conn.RemoteAddr().String())
@@ -82,9 +90,10 @@ func (s *Server) openTLS(conn net.Conn, serverName string, candidates []*registr
 		if err == nil {
 			return up
 		}
-		if errors.Is(err, tunnel.ErrBusy) {
-			s.metrics.limit(limitMaxStreams)
-		}
+		busy = busy || errors.Is(err, tunnel.ErrBusy)
+	}
+	if busy {
+		s.metrics.limit(limitMaxStreams)
 	}
 	return nil
 }
@@ -94,15 +103,23 @@ type passage struct {
 	server  *Server
 	visitor net.Conn
 	agent   *tunnel.UpgradedConn
-	moved   func() // is told that something has moved
+	idle    *time.Timer // resets both; nil if silence has no end
 }
 
 func (p *passage) toAgent() {
-	if err := p.copy(p.agent, p.visitor, func(n int64) { p.server.metrics.bytes(n, 0) }); err != nil {
+	err := p.copy(p.agent, p.visitor, func(n int64) { p.server.metrics.bytes(n, 0) })
+	var cancelled *tunnel.CancelError
+	switch {
+	case err == nil:
+		_ = p.agent.CloseWrite()
+	case errors.As(err, &cancelled) && cancelled.Code == messages.CancelEnough:
+		// The agent has closed. To close here, with bytes of the visitor's unread, would take back what it is still to get.
+		stop := time.AfterFunc(passLinger, func() { _ = p.visitor.Close() })
+		defer stop.Stop()
+		_, _ = io.Copy(io.Discard, p.visitor)
+	default:
 		p.reset()
-		return
 	}
-	_ = p.agent.CloseWrite()
 }
 
 func (p *passage) toVisitor() {
@@ -125,10 +142,15 @@ func (p *passage) copy(to io.Writer, from io.Reader, count func(int64)) error {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			p.moved()
+			if p.idle != nil {
+				p.idle.Reset(p.server.options.PassIdle)
+			}
 			count(int64(n))
 			if _, err := to.Write(buf[:n]); err != nil {
 				return err
+			}
+			if n == len(buf) && n < passBufferMax {
+				buf = make([]byte, passBufferMax)
 			}
 		}
 		if err == io.EOF {

@@ -99,7 +99,7 @@ func (l *link) verify(text []byte) (*registration, *messages.RegistrationError) 
 		return nil, refuse(messages.RefuseAudience, "signed for "+quoteName(claim.Audience)+", and this server is "+s.options.Domain, false)
 	case !s.keys.allowed(key.Thumbprint()):
 		return nil, l.unauthorized(key.Thumbprint())
-	case claim.EndToEnd && !s.options.PassTLS:
+	case claim.EndToEnd && (!s.options.PassTLS || s.options.NoHostRoute):
 		return nil, refuse(messages.RefuseUnsupported, "this server does not pass TLS through", false)
 	}
 	path, _ := identity.CleanPath(claim.Path) // Verify has checked it

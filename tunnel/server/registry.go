@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -82,14 +83,23 @@ func (rt *route) matches(target string) bool {
 	return ok && (rt.path == "" || rest == "" || rest[0] == '/' || rest[0] == '?')
 }
 
+// errMixed is why a registration cannot join others: TLS for a name ends either here or at all of its agents.
+var errMixed = errors.New("agents that serve this name now do not agree with this one on --end-to-end")
+
 // add puts r in and takes out those that it replaces, which are returned: in takeover mode all but standbys, in the
-// others an earlier registration of the same instance. announce runs before r can be found.
+// others an earlier registration of the same instance. One that takes over, and ends TLS elsewhere than those that are
+// there, replaces them all, whatever their path; in the other modes the error is errMixed then. announce runs before r can be
+// found.
 func (g *registry) add(r *registration, announce func() error) (replaced []*registration, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if r.mode != identity.ModeTakeover && g.mixedLocked(r) {
+		return nil, errMixed
+	}
 	if err := announce(); err != nil {
 		return nil, err
 	}
+	replaced = g.displaceLocked(r)
 	routes := g.hosts[r.label]
 	i := slices.IndexFunc(routes, func(rt *route) bool { return rt.path == r.path })
 	if i < 0 {
@@ -110,6 +120,41 @@ func (g *registry) add(r *registration, announce func() error) (replaced []*regi
 	routes[i].serving = append(keep, r)
 	delete(g.seen, r.label)
 	return replaced, nil
+}
+
+// mixedLocked reports whether another agent serves the label with its TLS ended elsewhere than r's.
+func (g *registry) mixedLocked(r *registration) bool {
+	for _, rt := range g.hosts[r.label] {
+		for _, old := range rt.serving {
+			if old.endToEnd != r.endToEnd && (r.instance == "" || old.instance != r.instance) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// displaceLocked takes out all of r's label whose TLS ends elsewhere than r's. Else TLS for the name would end here for one
+// path, and the visitors of another would trust that it does not.
+func (g *registry) displaceLocked(r *registration) (displaced []*registration) {
+	routes := make([]*route, 0, len(g.hosts[r.label]))
+	for _, rt := range g.hosts[r.label] {
+		var keep []*registration
+		for _, old := range rt.serving {
+			if old.endToEnd == r.endToEnd {
+				keep = append(keep, old)
+			} else {
+				displaced = append(displaced, old)
+			}
+		}
+		if len(keep) > 0 {
+			routes = append(routes, &route{path: rt.path, serving: keep})
+		}
+	}
+	if len(displaced) > 0 {
+		g.hosts[r.label] = routes
+	}
+	return displaced
 }
 
 // remove takes r out and reports whether it was still in. What has replaced it stays.

@@ -26,6 +26,7 @@ const (
 	DefaultRequestTimeout = 30 * time.Second
 	DefaultRateLimit      = 100
 	DefaultRateBurst      = 500
+	DefaultPassIdle       = time.Hour
 )
 
 const (
@@ -74,6 +75,9 @@ type Options struct {
 	// PassTLS says that whoever accepts visitors' TLS connections asks PassThrough for each, so that agents may end TLS
 	// themselves.
 	PassTLS bool
+	// PassIdle is how long a connection whose TLS ends at the agent may be silent in both directions. Zero means 1 h, negative
+	// no limit.
+	PassIdle time.Duration
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
 	// NoHostRoute turns routing by hostname off. RouteByPath also serves https://<Domain>/t/<label>/…, RouteByHeader
@@ -154,6 +158,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxStreams <= 0 {
 		o.MaxStreams = tunnel.DefaultMaxStreams
+	}
+	if o.PassIdle == 0 {
+		o.PassIdle = DefaultPassIdle
 	}
 	if o.Metrics == nil {
 		o.Metrics = prometheus.NewRegistry()
