@@ -155,7 +155,7 @@ func New(o Options) (*Agent, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	end, err := newTLSEnd(o.EndToEnd, o.Logger)
+	end, err := newTLSEnd(o.EndToEnd, o.Services, o.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -262,9 +262,7 @@ func checkServices(services []Service, audience string) ([]Service, error) {
 // are not is logged, and not asked for again; Run returns when it was the last.
 func (a *Agent) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
-	if a.tlsEnd != nil {
-		a.tlsEnd.life = work
-	}
+	a.tlsEnd.live(work)
 	moving, leave := context.WithCancel(ctx)
 	defer a.wait()
 	defer stop()

@@ -50,9 +50,9 @@ type link struct {
 	services map[uint32]Service
 	kept     []Service // what the next link is to ask for; not changed in place
 
-	life      context.Context       // set before the session runs
-	tls       map[uint32]*tlsServer // by registration
-	tlsClosed bool                  // no more are to come
+	life      context.Context        // ends with the session; set before that runs
+	tls       map[uint32]*tlsService // by registration
+	tlsClosed bool                   // no more are to come
 
 	told sync.Mutex // held while the program is told; guards the fields below
 	up   bool       // OnRegister was called
@@ -97,9 +97,11 @@ func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, e
 			return nil, err
 		}
 	}
-	l.life = work
+	life, end := context.WithCancel(work)
+	l.life = life
 	a.links.Go(func() { // ends with the link
 		defer l.closeTLS()
+		defer end()
 		_ = l.session.Run(work)
 	})
 	return l, l.awaitRegistration(ctx)
@@ -189,7 +191,7 @@ func (l *link) handleText(text []byte) error {
 	if answer.Limits != nil {
 		r.Limits = *answer.Limits
 	}
-	l.grantTLS(l.life, answer.Hostname, service)
+	l.grantTLS(answer.Registration, answer.Hostname, service)
 	l.announce(r)
 	if last {
 		close(l.registered)
@@ -259,7 +261,12 @@ func (l *link) lost(reason error) {
 	}
 }
 
+// handler returns the handler of a registration; nil, so that the edge is refused, if there is none or TLS ends here: then
+// requests that the edge could read are none of its visitors'.
 func (l *link) handler(registration uint32) http.Handler {
+	if l.agent.tlsEnd != nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.services[registration].Handler
@@ -288,6 +295,9 @@ func (l *link) drop(registration uint32, reason error) bool {
 		return false
 	}
 	delete(l.services, registration)
+	if e := l.tls[registration]; e != nil {
+		e.stop()
+	}
 	if errors.Is(reason, errMoveOn) {
 		return true
 	}
