@@ -60,8 +60,25 @@ func (c endConfig) options(keyFile string) (*agent.EndToEnd, error) {
 	if e.Directory, err = cli.ACMEDirectory(c.ACMECA); err != nil {
 		return nil, err
 	}
-	e.Roots, err = cli.ACMERoots(c.ACMECARoot)
-	return e, err
+	if e.Roots, err = cli.ACMERoots(c.ACMECARoot); err != nil {
+		return nil, err
+	}
+	if err := makeWritable(e.CertDir); err != nil {
+		return nil, &cli.Error{Err: fmt.Errorf("--cert-dir: %w", err), Hint: "give a folder that this user may write to: certificates have to outlive a restart"}
+	}
+	return e, nil
+}
+
+// makeWritable makes the folder, for this user alone, if it is not there, and tries whether it can be written.
+func makeWritable(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".try-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // A keyPair is a certificate that follows its files. Files that are broken leave the old one in force.

@@ -223,7 +223,7 @@ func refusalHint(code string, edge edgeURL, key identity.Key) string {
 	case messages.RefuseLimit, messages.RefuseDraining:
 		return "try again later"
 	case messages.RefuseUnsupported:
-		return "harp-agent version, and compare with what the server runs"
+		return "--end-to-end and --domain need a server that ends TLS itself: leave them out, or ask its operator"
 	case "revoked":
 		return "ask the operator why the key was taken off the file of --authorized-keys"
 	case "http":

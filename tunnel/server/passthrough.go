@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/harp-tunnel/harp/identity"
@@ -16,8 +17,8 @@ import (
 )
 
 const (
-	// passLinger is how long a visitor may be silent once the agent has closed the connection. What the agent said last may
-	// still be on its way.
+	// passLinger is how long a visitor may keep a connection that the agent has closed. What the agent said last may still
+	// be on its way in the network.
 	passLinger = time.Minute
 	// passBuffer and passBufferMax are for one direction of a connection, in bytes: while it mostly waits, and once it moves
 	// much.
@@ -103,7 +104,8 @@ type passage struct {
 	server  *Server
 	visitor net.Conn
 	agent   *tunnel.UpgradedConn
-	idle    *time.Timer // resets both; nil if silence has no end
+	idle    *time.Timer  // resets both; nil if silence has no end
+	halves  atomic.Int32 // of the agent's that have ended: see agentDone
 }
 
 func (p *passage) toAgent() {
@@ -114,8 +116,7 @@ func (p *passage) toAgent() {
 		_ = p.agent.CloseWrite()
 	case errors.As(err, &cancelled) && cancelled.Code == messages.CancelEnough:
 		// The agent has closed. To close here, with bytes of the visitor's unread, would take back what it is still to get.
-		stop := time.AfterFunc(passLinger, func() { _ = p.visitor.Close() })
-		defer stop.Stop()
+		p.agentDone()
 		_, _ = io.Copy(io.Discard, p.visitor)
 	default:
 		p.reset()
@@ -128,6 +129,15 @@ func (p *passage) toVisitor() {
 		return
 	}
 	closeWrite(p.visitor)
+	p.agentDone()
+}
+
+// agentDone is called when the agent reads no more, and when the last that it said was written. After both the visitor has
+// passLinger to end, too.
+func (p *passage) agentDone() {
+	if p.halves.Add(1) == 2 {
+		_ = p.visitor.SetReadDeadline(time.Now().Add(passLinger))
+	}
 }
 
 // reset ends both sides so that neither takes it for a proper end.
