@@ -211,9 +211,11 @@ func TestHostnameTakeover(t *testing.T) {
 	e.publishAs(key, named(ownHost), saying("new"))
 	receive(t, "the old one to be told", old.disconnects)
 	e.wantBody("after a takeover", e.get(ownHost, "/"), 200, "new")
-	if n := len(e.names.owners[ownHost].serving); n != 1 {
-		t.Errorf("%d registrations hold the hostname, want 1", n)
-	}
+	eventually(t, "one registration holds the hostname", func() bool {
+		e.names.mu.RLock()
+		defer e.names.mu.RUnlock()
+		return len(e.names.owners[ownHost].serving) == 1
+	})
 }
 
 // TestHostnameEndToEnd: the edge gets no certificate for a hostname whose TLS ends at the agent.
