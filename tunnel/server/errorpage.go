@@ -104,21 +104,31 @@ func connectRefusedError() visitorError {
 		Detail: "This server publishes services and is not a proxy to other places. Use another method than CONNECT."}
 }
 
-// maxReason bounds what a page repeats of somebody else's words, in bytes.
-const maxReason = 300
+const (
+	// maxReason bounds what a page repeats of somebody else's words, in bytes.
+	maxReason = 300
+	// maxRefusal bounds the refusal of a registration, in bytes. A DNS record that is asked for must not be cut, and such a
+	// sentence holds the hostname three times, another name and the record's target, each of up to 253 bytes, and a label;
+	// the other name comes from the DNS, which writes a strange byte as four.
+	maxRefusal = 2500
+)
 
 // withReason appends reason to a sentence that lacks its full stop. reason is hostile: it is clipped, its
 // control and formatting characters are dropped, and its white space is joined.
 func withReason(sentence, reason string) string {
-	reason = strings.TrimRight(cleanReason(reason), ". ")
+	reason = strings.TrimRight(clean(reason, maxReason), ". ")
 	if reason == "" {
 		return sentence + "."
 	}
 	return sentence + ": " + reason + "."
 }
 
-func cleanReason(reason string) string {
-	reason = reason[:min(len(reason), 8*maxReason)] // bounds the loop when most of it is dropped
+// cleanReason is reason as the refusal of a registration says it.
+func cleanReason(reason string) string { return clean(reason, maxRefusal) }
+
+// clean is reason in one line of at most limit bytes, without what is not printed.
+func clean(reason string, limit int) string {
+	reason = reason[:min(len(reason), 8*limit)] // bounds the loop when most of it is dropped
 	var b strings.Builder
 	space := false
 	for _, c := range reason {
@@ -129,7 +139,7 @@ func cleanReason(reason string) string {
 		case c == utf8.RuneError, !unicode.IsPrint(c):
 			continue
 		}
-		if b.Len()+1+utf8.RuneLen(c) > maxReason {
+		if b.Len()+1+utf8.RuneLen(c) > limit {
 			break
 		}
 		if space {

@@ -159,16 +159,35 @@ func TestErrorReasonIsCleaned(t *testing.T) {
 		{strings.Repeat("ab ", 1000), strings.TrimSpace(strings.Repeat("ab ", 1000)[:299])},
 	}
 	for _, tt := range tests {
-		if got := cleanReason(tt.in); got != tt.want {
-			t.Errorf("cleanReason(%.40q) = %q, want %q", tt.in, got, tt.want)
+		if got := clean(tt.in, maxReason); got != tt.want {
+			t.Errorf("clean(%.40q) = %q, want %q", tt.in, got, tt.want)
 		}
 	}
-	long := cleanReason(strings.Repeat("é", 4000))
+	long := clean(strings.Repeat("é", 4000), maxReason)
 	if len(long) > maxReason || !utf8.ValidString(long) {
 		t.Errorf("%d bytes, valid %v: want whole characters, at most %d bytes", len(long), utf8.ValidString(long), maxReason)
 	}
 	if got := upstreamUnreachableError("\x00").Detail; strings.Contains(got, ": .") || !strings.Contains(got, "behind it. ") {
 		t.Errorf("an empty reason leaves a hole: %s", got)
+	}
+	if got := upstreamUnreachableError(strings.Repeat("x", 1000)).Detail; strings.Count(got, "x") > maxReason {
+		t.Errorf("a page repeats %d bytes of another's words, want at most %d", strings.Count(got, "x"), maxReason)
+	}
+}
+
+// TestRefusalKeepsItsRecord: the record that a person is to add is at the end of the sentence, and a part of it is of no use.
+func TestRefusalKeepsItsRecord(t *testing.T) {
+	label, host := strings.Repeat("l", 52), strings.Repeat("h.", 126)+"h"
+	domain := strings.Repeat("d.", 100) + "d"
+	for _, found := range []string{"x." + domain, strings.Repeat(`\255`, 253)} {
+		says := (&harptls.NotProvenError{Hostname: host, Found: "leads to " + found, Target: label + "." + domain, Label: label}).Error()
+		refusal := refuseUnproven([]error{errors.New(says)})
+		if refusal == nil || refusal.Message != says {
+			t.Errorf("the refusal is %+v, want all of %q", refusal, says)
+		}
+	}
+	if n := len(cleanReason(strings.Repeat("x", 100_000))); n > maxRefusal {
+		t.Errorf("a refusal has %d bytes, want at most %d", n, maxRefusal)
 	}
 }
 
@@ -260,8 +279,8 @@ func FuzzAcceptedForm(f *testing.F) {
 		if form == formHTML && !strings.Contains(strings.ToLower(s), "text/html") {
 			t.Errorf("HTML for %q, which does not ask for it", s)
 		}
-		if c := cleanReason(s); len(c) > maxReason || cleanReason(c) != c {
-			t.Errorf("cleanReason(%q) = %q: too long, or unclean yet", s, c)
+		if c := clean(s, maxReason); len(c) > maxReason || clean(c, maxReason) != c {
+			t.Errorf("clean(%q) = %q: too long, or unclean yet", s, c)
 		}
 	})
 }

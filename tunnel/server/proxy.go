@@ -1,12 +1,9 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
-	"net/textproto"
 	"net/url"
 	"strings"
 	"time"
@@ -15,12 +12,7 @@ import (
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
-var (
-	errTimeout    = errors.New("no answer in time")
-	errVisitorEnd = errors.New("the visitor's request is over")
-)
-
-// A visit is one visitor's request on its way through the edge.
+// A visit is one visitor's request on its way through the edge. It is the tunnel.Watcher of its exchange.
 type visit struct {
 	server  *Server
 	w       http.ResponseWriter
@@ -194,16 +186,10 @@ func hasToken(lists []string, token string) bool {
 
 // carry sends the request to the first candidate that takes it, and the answer to the visitor.
 func (v *visit) carry(out *http.Request, candidates []*registration) {
-	ctx, cancel := context.WithCancelCause(v.r.Context())
-	defer cancel(errVisitorEnd)
-	watch := v.watchTimeout(cancel)
-	trace := &httptrace.ClientTrace{Got1xxResponse: v.interim}
-	out = out.WithContext(httptrace.WithClientTrace(ctx, trace))
 	if v.body != nil {
 		defer v.body.finish()
 	}
 	res, err := v.roundTrip(out, candidates)
-	watch.stop()
 	if err != nil {
 		v.fail(err)
 		return
@@ -223,6 +209,7 @@ func (v *visit) carry(out *http.Request, candidates []*registration) {
 
 // roundTrip tries the candidates in turn, for as long as it is certain that none has done anything with the request.
 func (v *visit) roundTrip(out *http.Request, candidates []*registration) (res *http.Response, err error) {
+	ctx := v.r.Context()
 	busy := false // an agent that is no standby is there
 	for i, c := range candidates {
 		if busy && c.standby() {
@@ -232,8 +219,8 @@ func (v *visit) roundTrip(out *http.Request, candidates []*registration) (res *h
 		if v.body != nil {
 			v.body.lend(out, i+1 < len(candidates))
 		}
-		res, err = c.link.session.RoundTrip(c.id, out)
-		if err == nil || out.Context().Err() != nil {
+		res, err = c.link.session.Exchange(ctx, c.id, out, v)
+		if err == nil || err == tunnel.ErrTimeout || ctx.Err() != nil {
 			return res, err
 		}
 		busy = busy || errors.Is(err, tunnel.ErrBusy)
@@ -256,8 +243,18 @@ func (v *visit) repeatable() bool {
 	return false
 }
 
-// interim passes an interim response on to the visitor.
-func (v *visit) interim(status int, h textproto.MIMEHeader) error {
+// Patience is how long the visitor still waits for the answer's head. Every piece of the request body that moves begins
+// the time anew, so that a long upload over a slow line is no timeout.
+func (v *visit) Patience() time.Duration {
+	moved := v.began
+	if v.body != nil {
+		moved = v.body.lastMove()
+	}
+	return v.timeout - time.Since(moved)
+}
+
+// Interim passes an interim response on to the visitor.
+func (v *visit) Interim(status int, h http.Header) error {
 	if v.r.ProtoMajor == 1 && v.r.ProtoMinor == 0 {
 		return nil // HTTP/1.0 has none (RFC 9110, section 15.2)
 	}
@@ -304,7 +301,7 @@ func (v *visit) explain(err error) *visitorError {
 	case v.body != nil && v.body.tooLarge():
 		v.server.metrics.limit(limitMaxBody)
 		e = requestTooLargeError(v.server.options.MaxBody)
-	case errors.Is(err, errTimeout):
+	case errors.Is(err, tunnel.ErrTimeout):
 		e = timeoutError(v.timeout)
 	case v.r.Context().Err() != nil:
 		return nil
