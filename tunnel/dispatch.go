@@ -6,8 +6,13 @@ import (
 	"github.com/harp-tunnel/harp/messages"
 )
 
-// dispatch hands the messages of one batch to their streams. b is used only until it returns. An error ends the link.
+// keptWakes is for how many streams' wakes a link keeps room while it is idle.
+const keptWakes = 64
+
+// dispatch hands the messages of one batch to their streams, and then wakes their readers: each finds all that has come
+// for it, so that a short answer goes to the visitor in one piece. b is used only until it returns. An error ends the link.
 func (s *Session) dispatch(b []byte) error {
+	defer s.wakeReaders()
 	for len(b) > 0 {
 		h, payload, rest, err := messages.Next(b)
 		if err != nil {
@@ -30,6 +35,23 @@ func (s *Session) dispatch(b []byte) error {
 		}
 	}
 	return nil
+}
+
+// wakeLater notes that c, which may be nil, is to get a token at the end of the batch. Only the reader of the link calls it.
+func (s *Session) wakeLater(c chan struct{}) {
+	if n := len(s.woken); c != nil && (n == 0 || s.woken[n-1] != c) {
+		s.woken = append(s.woken, c)
+	}
+}
+
+func (s *Session) wakeReaders() {
+	for _, c := range s.woken {
+		wake(c)
+	}
+	clear(s.woken)
+	if s.woken = s.woken[:0]; cap(s.woken) > keptWakes {
+		s.woken = nil
+	}
 }
 
 func (s *Session) handlePing(h messages.Header, payload []byte) error {

@@ -55,11 +55,11 @@ func FuzzDispatch(f *testing.F) {
 		var open []*stream
 		for _, r := range []*http.Request{request("GET", "/", nil), request("POST", "/", nil), request("GET", "/", nil, "Upgrade: own"),
 			request("GET", "/", nil, "Upgrade: own")} {
-			st, err := edge.open(1, r, r.Method == "POST")
-			if err != nil {
+			x := &exchange{ctx: t.Context()}
+			if err := edge.open(x, 1, r, r.Method == "POST"); err != nil {
 				t.Fatal(err)
 			}
-			open = append(open, st)
+			open = append(open, &x.stream)
 		}
 		_ = edge.dispatch(responds(1, 200, 0))
 		_ = edge.dispatch(b)

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -34,27 +35,28 @@ type outbox struct {
 	ready    chan struct{} // holds one token while there may be something to write
 	overflow func(error)   // ends the link of a peer that does not read
 
-	mu      sync.Mutex // guards the fields below; taken before Session.mu; never held across I/O
-	texts   [][]byte   // text messages, at most maxTexts
-	urgent  []byte     // heads and control
-	body    []byte     // bodies, at most bodyBatch bytes but for ends and cancels
-	waiting []*offer   // bodies that found no room, in the order of their turns
-	room    chan struct{}
-	current uint64 // number of the batch that is being gathered; the one before it is being written, or was
-	err     error  // why nothing more is taken
+	mu      sync.Mutex    // guards the fields below; taken before Session.mu; never held across I/O
+	texts   [][]byte      // text messages, at most maxTexts
+	urgent  []byte        // heads and control
+	body    []byte        // bodies, at most bodyBatch bytes but for ends and cancels
+	waiting []*offer      // bodies that found no room, in the order of their turns
+	room    chan struct{} // closed when a batch is taken; nil until somebody waits
+	current uint64        // number of the batch that is being gathered; the one before it is being written, or was
+	err     error         // why nothing more is taken
 }
 
 // An offer is a body that waits for its turn. Its bytes belong to the caller until done is closed.
 type offer struct {
 	st   *stream
 	p    []byte
+	end  bool          // p ends the body
 	done chan struct{} // closed when all of p was taken, or none of it will be
 }
 
 var bufferPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
 func newOutbox(overflow func(error)) *outbox {
-	return &outbox{overflow: overflow, ready: make(chan struct{}, 1), room: make(chan struct{}), current: 1}
+	return &outbox{overflow: overflow, ready: make(chan struct{}, 1), current: 1}
 }
 
 // signal tells the writer that there is work.
@@ -91,9 +93,9 @@ func (o *outbox) add(queue *[]byte, encode func(b []byte) []byte) error {
 }
 
 // head appends a head, after waiting for room if many are queued, and returns the number of the batch that it is part of.
-// It gives up with errGivenUp when quit is closed.
-func (o *outbox) head(quit <-chan struct{}, encode func(b []byte) ([]byte, error)) (uint64, error) {
-	if err := o.lockWithRoom(quit, &o.urgent, headBatch); err != nil {
+// It gives up with errGivenUp when the channel that quits returns is closed; it is asked for only if there is no room.
+func (o *outbox) head(quits func() <-chan struct{}, encode func(b []byte) ([]byte, error)) (uint64, error) {
+	if err := o.lockWithRoom(quits, &o.urgent, headBatch); err != nil {
 		return 0, err
 	}
 	b, err := encode(buffer(o.urgent))
@@ -105,7 +107,7 @@ func (o *outbox) head(quit <-chan struct{}, encode func(b []byte) ([]byte, error
 }
 
 // lockWithRoom waits until queue, one of the outbox's own, has at most limit bytes. Without an error, mu is held.
-func (o *outbox) lockWithRoom(quit <-chan struct{}, queue *[]byte, limit int) error {
+func (o *outbox) lockWithRoom(quits func() <-chan struct{}, queue *[]byte, limit int) error {
 	for {
 		o.mu.Lock()
 		if o.err != nil {
@@ -115,11 +117,14 @@ func (o *outbox) lockWithRoom(quit <-chan struct{}, queue *[]byte, limit int) er
 		if len(*queue) <= limit {
 			return nil
 		}
+		if o.room == nil {
+			o.room = make(chan struct{})
+		}
 		room := o.room
 		o.mu.Unlock()
 		select {
 		case <-room:
-		case <-quit:
+		case <-quits():
 			return errGivenUp
 		}
 	}
@@ -127,10 +132,10 @@ func (o *outbox) lockWithRoom(quit <-chan struct{}, queue *[]byte, limit int) er
 
 var errGivenUp = errors.New("tunnel: given up while waiting for the link")
 
-// offer adds p to the stream's body, waiting for its turns if the link is busy. It returns when all of p was taken, or
-// with an error if the link ended first, or the stream did or expired was closed (then errGivenUp), and in any case
+// offer adds p to the stream's body, of which it is the last piece if end, waiting for its turns if the link is busy. It
+// returns when all of p was taken, or with an error if the link ended first, or the stream did or expired was closed (then errGivenUp), and in any case
 // how many bytes were taken.
-func (o *outbox) offer(st *stream, p []byte, expired <-chan struct{}) (taken int, err error) {
+func (o *outbox) offer(st *stream, p []byte, end bool, expired <-chan struct{}) (taken int, err error) {
 	size := len(p)
 	o.mu.Lock()
 	if o.err != nil {
@@ -142,7 +147,7 @@ func (o *outbox) offer(st *stream, p []byte, expired <-chan struct{}) (taken int
 		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
 			break
 		}
-		o.body = messages.AppendBody(buffer(o.body), st.kind, 0, st.id, p[:n])
+		o.appendBodyLocked(st, p[:n], end && n == len(p))
 		p = p[n:]
 	}
 	if len(p) == 0 {
@@ -150,17 +155,25 @@ func (o *outbox) offer(st *stream, p []byte, expired <-chan struct{}) (taken int
 		o.signal()
 		return size, nil
 	}
-	w := &offer{st: st, p: p, done: make(chan struct{})}
+	w := &offer{st: st, p: p, end: end, done: make(chan struct{})}
 	o.waiting = append(o.waiting, w)
 	o.mu.Unlock()
 	o.signal()
 	select {
 	case <-w.done:
-	case <-st.quit:
+	case <-st.quits():
 	case <-expired:
 	}
 	err = o.withdraw(w)
 	return size - len(w.p), err
+}
+
+func (o *outbox) appendBodyLocked(st *stream, p []byte, end bool) {
+	var flags messages.Flags
+	if end {
+		flags = messages.FlagEnd
+	}
+	o.body = messages.AppendBody(buffer(o.body), st.kind, flags, st.id, p)
 }
 
 // withdraw takes w back. When it returns nobody reads w's bytes any more. The error says why not all were taken.
@@ -180,9 +193,9 @@ func (o *outbox) withdraw(w *offer) error {
 }
 
 // trailers appends a message of trailers, which come after the stream's body, after waiting for room. It gives up with
-// errGivenUp when quit is closed.
-func (o *outbox) trailers(quit <-chan struct{}, message []byte) error {
-	if err := o.lockWithRoom(quit, &o.body, 2*bodyBatch); err != nil {
+// errGivenUp when the stream has quit.
+func (o *outbox) trailers(st *stream, message []byte) error {
+	if err := o.lockWithRoom(st.quits, &o.body, 2*bodyBatch); err != nil {
 		return err
 	}
 	o.body = append(buffer(o.body), message...)
@@ -216,6 +229,7 @@ type batch struct {
 // closed and everything has been taken.
 func (o *outbox) take() (b batch, ok bool) {
 	for range o.ready {
+		runtime.Gosched()
 		o.mu.Lock()
 		b = batch{o.texts, o.urgent, o.body}
 		o.texts, o.urgent, o.body = nil, nil, nil
@@ -229,8 +243,7 @@ func (o *outbox) take() (b batch, ok bool) {
 		}
 		o.current++
 		o.serveWaitingLocked()
-		close(o.room)
-		o.room = make(chan struct{})
+		o.makeRoomLocked()
 		again := len(o.body) > 0 || o.err != nil
 		o.mu.Unlock()
 		if again {
@@ -241,6 +254,14 @@ func (o *outbox) take() (b batch, ok bool) {
 	return batch{}, false
 }
 
+// makeRoomLocked lets those try again that wait for room.
+func (o *outbox) makeRoomLocked() {
+	if o.room != nil {
+		close(o.room)
+		o.room = nil
+	}
+}
+
 // serveWaitingLocked gives each waiting body its turn, round and round, until the batch is full.
 func (o *outbox) serveWaitingLocked() {
 	for len(o.waiting) > 0 {
@@ -249,7 +270,7 @@ func (o *outbox) serveWaitingLocked() {
 		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
 			return
 		}
-		o.body = messages.AppendBody(buffer(o.body), w.st.kind, 0, w.st.id, w.p[:n])
+		o.appendBodyLocked(w.st, w.p[:n], w.end && n == len(w.p))
 		w.p = w.p[n:]
 		copy(o.waiting, o.waiting[1:])
 		if o.waiting = o.waiting[:len(o.waiting)-1]; len(w.p) > 0 {
@@ -269,8 +290,7 @@ func (o *outbox) close(err error) {
 			close(w.done)
 		}
 		o.waiting = nil
-		close(o.room)
-		o.room = make(chan struct{})
+		o.makeRoomLocked()
 	}
 	o.mu.Unlock()
 	o.signal()

@@ -61,6 +61,9 @@ func (c *partConn) WriteBinary(parts ...[]byte) error {
 	return nil
 }
 
+// never is for who waits for room without end.
+func never() <-chan struct{} { return nil }
+
 func testStream(id uint32) *stream {
 	return newStream(NewSession(nil, Config{}), id, messages.TypeBody)
 }
@@ -82,7 +85,7 @@ func TestNothingIsLost(t *testing.T) {
 					p[i] = byte(rnd.Uint32())
 				}
 				sums[id] = crc32.Update(sums[id], crc32.IEEETable, p)
-				if n, err := o.offer(st, p, nil); n != len(p) || err != nil {
+				if n, err := o.offer(st, p, false, nil); n != len(p) || err != nil {
 					t.Errorf("offer of %d bytes: %d, %v", len(p), n, err)
 				}
 				clear(p)
@@ -137,7 +140,7 @@ func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutbox(func(error) {})
 		for id := range uint32(8) {
-			go func() { _, _ = o.offer(testStream(id+1), make([]byte, 1<<20), nil) }()
+			go func() { _, _ = o.offer(testStream(id+1), make([]byte, 1<<20), false, nil) }()
 			synctest.Wait()
 		}
 		next := func() batch {
@@ -151,8 +154,8 @@ func TestTurns(t *testing.T) {
 		sent := make(map[uint32]int)
 		for batches := 1; batches < 40; batches++ {
 			if batches == 3 {
-				go func() { _, _ = o.offer(testStream(100), make([]byte, 1000), nil) }()
-				_, _ = o.head(nil, func(b []byte) ([]byte, error) { return append(b, responds(100, 200, 0)...), nil })
+				go func() { _, _ = o.offer(testStream(100), make([]byte, 1000), false, nil) }()
+				_, _ = o.head(never, func(b []byte) ([]byte, error) { return append(b, responds(100, 200, 0)...), nil })
 				synctest.Wait()
 			}
 			kinds, _ := split(t, next())
@@ -190,7 +193,7 @@ func TestWithdrawnOffer(t *testing.T) {
 		var err error
 		returned := make(chan struct{})
 		go func() {
-			n, err = o.offer(st, p, nil)
+			n, err = o.offer(st, p, false, nil)
 			clear(p)
 			close(returned)
 		}()
@@ -221,12 +224,12 @@ func TestCloseWhileOffersWait(t *testing.T) {
 		taken := make(chan int, 10)
 		for id := range uint32(10) {
 			go func() {
-				n, err := o.offer(testStream(id+1), make([]byte, 200_000), nil)
+				n, err := o.offer(testStream(id+1), make([]byte, 200_000), false, nil)
 				taken <- n
 				errs <- err
 			}()
 			go func() {
-				_, err := o.head(nil, func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil })
+				_, err := o.head(never, func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil })
 				errs <- err
 			}()
 			go func() { errs <- o.trailers(nil, trailers(id+1, "X: y")) }()
@@ -386,7 +389,7 @@ func TestHeadGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutbox(func(error) {})
 		large := func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil }
-		first, err := o.head(nil, large)
+		first, err := o.head(never, large)
 		if err != nil || o.begun(first) {
 			t.Errorf("first head: begun %v, %v", o.begun(first), err)
 		}
@@ -395,12 +398,12 @@ func TestHeadGivesUp(t *testing.T) {
 			synctest.Wait()
 			close(quit)
 		}()
-		if _, err := o.head(quit, large); err != errGivenUp {
+		if _, err := o.head(func() <-chan struct{} { return quit }, large); err != errGivenUp {
 			t.Errorf("second head: %v, want %v", err, errGivenUp)
 		}
 		second := make(chan uint64)
 		go func() {
-			n, _ := o.head(nil, large)
+			n, _ := o.head(never, large)
 			second <- n
 		}()
 		synctest.Wait()

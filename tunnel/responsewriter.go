@@ -213,7 +213,7 @@ func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flag
 		return err // what comes after a cancel in the stream must not go before it in the outbox
 	}
 	head := messages.HTTPResponse{Status: status}
-	_, err := w.st.session.out.head(w.st.quit, func(b []byte) ([]byte, error) {
+	_, err := w.st.session.out.head(w.st.quits, func(b []byte) ([]byte, error) {
 		if len(fields)+2 > maxResponseHead {
 			return b, messages.ErrTooLong
 		}
@@ -298,12 +298,28 @@ func (w *responseWriter) finish() {
 	if bodyless {
 		trailers = nil
 	}
-	if w.flush(nil) != nil {
+	if w.end(trailers) != nil {
 		w.abort()
 		return
 	}
-	_ = w.st.endWith(trailers)
 	w.st.leave()
+}
+
+// end sends what is left of a response with a body.
+func (w *responseWriter) end(trailers http.Header) error {
+	if len(w.pending) == 0 || len(trailers) > 0 {
+		if err := w.flush(nil); err != nil {
+			return err
+		}
+		_ = w.st.endWith(trailers)
+		return nil
+	}
+	if !w.headSent {
+		if err := w.flushHead(0); err != nil {
+			return err
+		}
+	}
+	return w.st.writeLast(w.pending, w.expired.wait())
 }
 
 // finishEmpty sends a head that is the whole response.

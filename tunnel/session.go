@@ -77,6 +77,8 @@ type Session struct {
 	start   time.Time
 	grown   atomic.Int64 // bytes by which windows have grown, of windowBudget
 
+	woken []chan struct{} // of streams for which the batch that is being read had something; used by readLoop only
+
 	handlers sync.WaitGroup // the agent's running handlers
 
 	mu       sync.Mutex // guards the fields below; taken after outbox.mu, before stream.mu

@@ -37,48 +37,76 @@ type stream struct {
 	id      uint32
 	kind    messages.Type // what its bytes travel in: Body or WSMessage
 	batch   uint64        // of the outbox that holds the request head; set before it is awaited (edge)
-	quit    chan struct{} // closed when nothing more can be sent: the stream was cancelled or the link died
 
 	mu sync.Mutex // guards the fields below; taken after Session.mu; not held while calling the outbox
 
 	// receiving
-	heads     []messages.HTTPResponse // response heads that have come and were not taken (edge)
-	headBytes int                     // of heads
-	finalHead bool                    // a final response head has come (edge)
-	in        byteQueue
-	recv      recvWindow
-	inEnded   bool            // the peer has sent its last byte
-	trailers  messages.Fields // valid once inEnded
-	inErr     error           // why receiving ended early; readers get it after the bytes before it
-	readWake  chan struct{}   // holds a token when something above changed
+	interims     []messages.HTTPResponse // interim response heads that have come and were not taken (edge)
+	interimBytes int                     // of interims
+	head         messages.HTTPResponse   // the final response head, once finalHead (edge)
+	finalHead    bool
+	in           byteQueue
+	recv         recvWindow
+	inEnded      bool            // the peer has sent its last byte
+	trailers     messages.Fields // valid once inEnded
+	inErr        error           // why receiving ended early; readers get it after the bytes before it
+	readWake     chan struct{}   // holds a token when something above changed; nil until somebody waits
 
 	// sending
-	credit    int64 // bytes that may be sent
-	outEnded  bool  // our last byte was sent
-	outErr    error // why sending ended early
-	writeWake chan struct{}
+	credit    int64         // bytes that may be sent
+	outEnded  bool          // our last byte was sent
+	outErr    error         // why sending ended early
+	writeWake chan struct{} // holds a token when there is more credit; nil until somebody waits
+	quit      chan struct{} // closed when nothing more can be sent: the stream was cancelled or the link died; nil until somebody waits
+	quitted   bool          // quit is closed, or would be
 
-	quitted bool   // quit is closed
 	isShut  bool   // ended early, as a whole
 	onShut  func() // called when both halves are ended early; must not call the stream
 	removed bool   // no longer in Session.streams; guarded by Session.mu
 }
 
 func newStream(s *Session, id uint32, kind messages.Type) *stream {
-	return &stream{
-		session: s, id: id, kind: kind,
-		quit:     make(chan struct{}),
-		readWake: make(chan struct{}, 1), writeWake: make(chan struct{}, 1),
-		recv:   recvWindow{left: DefaultStreamWindow, size: DefaultStreamWindow},
-		credit: DefaultStreamWindow,
-	}
+	st := new(stream)
+	st.init(s, id, kind)
+	return st
 }
 
+func (st *stream) init(s *Session, id uint32, kind messages.Type) {
+	st.session, st.id, st.kind = s, id, kind
+	st.recv = recvWindow{left: DefaultStreamWindow, size: DefaultStreamWindow}
+	st.credit = DefaultStreamWindow
+}
+
+// wake puts a token into c, which may be nil: then nobody waits.
 func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// awaitReadLocked returns the channel that gets a token when something of the receiving half changes.
+func (st *stream) awaitReadLocked() <-chan struct{} {
+	if st.readWake == nil {
+		st.readWake = make(chan struct{}, 1)
+	}
+	return st.readWake
+}
+
+// quits returns a channel that is closed when nothing more can be sent.
+func (st *stream) quits() <-chan struct{} {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.quitsLocked()
+}
+
+func (st *stream) quitsLocked() <-chan struct{} {
+	if st.quit == nil {
+		if st.quit = make(chan struct{}); st.quitted {
+			close(st.quit)
+		}
+	}
+	return st.quit
 }
 
 // read waits for bytes, the end (io.EOF), an early end, or expired to be closed (then os.ErrDeadlineExceeded).
@@ -94,20 +122,26 @@ func (st *stream) read(p []byte, expired <-chan struct{}) (int, error) {
 			st.settle(grant, over)
 			return n, nil
 		}
-		err := st.inErr
-		if err == nil && st.inEnded {
-			err = io.EOF
-		}
-		st.mu.Unlock()
-		if err != nil {
+		if err := st.inEndLocked(); err != nil {
+			st.mu.Unlock()
 			return 0, err
 		}
+		wake := st.awaitReadLocked()
+		st.mu.Unlock()
 		select {
-		case <-st.readWake:
+		case <-wake:
 		case <-expired:
 			return 0, os.ErrDeadlineExceeded
 		}
 	}
+}
+
+// inEndLocked is why there is nothing more to read when everything that came was: nil if more may come.
+func (st *stream) inEndLocked() error {
+	if st.inErr == nil && st.inEnded {
+		return io.EOF
+	}
+	return st.inErr
 }
 
 // next waits for a piece of the body and hands it over without a copy. The caller releases the chunk and then
@@ -119,15 +153,13 @@ func (st *stream) next() (*chunk, error) {
 			st.mu.Unlock()
 			return c, nil
 		}
-		err := st.inErr
-		if err == nil && st.inEnded {
-			err = io.EOF
-		}
-		st.mu.Unlock()
-		if err != nil {
+		if err := st.inEndLocked(); err != nil {
+			st.mu.Unlock()
 			return nil, err
 		}
-		<-st.readWake
+		wake := st.awaitReadLocked()
+		st.mu.Unlock()
+		<-wake
 	}
 }
 
@@ -179,9 +211,9 @@ func (st *stream) receive(p []byte, end bool) {
 	st.recv.left -= int64(len(p))
 	st.in.write(p)
 	st.inEnded = end
-	over := st.overLocked()
+	over, reader := st.overLocked(), st.readWake
 	st.mu.Unlock()
-	wake(st.readWake)
+	st.session.wakeLater(reader)
 	st.settle(0, over)
 }
 
@@ -204,19 +236,33 @@ func (st *stream) receiveCredit(n uint32) {
 		return
 	}
 	st.credit += int64(n)
+	writer := st.writeWake
 	st.mu.Unlock()
-	wake(st.writeWake)
+	wake(writer)
 }
 
 // write sends p as the stream's next bytes, waiting for credit and for its turns, or for expired to be closed (then
 // os.ErrDeadlineExceeded). It returns how many bytes are on their way.
 func (st *stream) write(p []byte, expired <-chan struct{}) (n int, err error) {
+	return st.send(p, false, expired)
+}
+
+// writeLast is write for the last bytes of the body, at least one: the end is part of their message.
+func (st *stream) writeLast(p []byte, expired <-chan struct{}) error {
+	_, err := st.send(p, true, expired)
+	if err == nil {
+		st.markEnded()
+	}
+	return err
+}
+
+func (st *stream) send(p []byte, end bool, expired <-chan struct{}) (n int, err error) {
 	for n < len(p) {
 		granted, err := st.reserve(len(p)-n, expired)
 		if err != nil {
 			return n, err
 		}
-		taken, err := st.session.out.offer(st, p[n:n+granted], expired)
+		taken, err := st.session.out.offer(st, p[n:n+granted], end && n+granted == len(p), expired)
 		n += taken
 		if err == errGivenUp {
 			err = st.refund(granted - taken)
@@ -256,10 +302,14 @@ func (st *stream) reserve(n int, expired <-chan struct{}) (int, error) {
 			st.mu.Unlock()
 			return n, nil
 		}
+		if st.writeWake == nil {
+			st.writeWake = make(chan struct{}, 1)
+		}
+		wake, quit := st.writeWake, st.quitsLocked()
 		st.mu.Unlock()
 		select {
-		case <-st.writeWake:
-		case <-st.quit:
+		case <-wake:
+		case <-quit:
 		case <-expired:
 			return 0, os.ErrDeadlineExceeded
 		}
@@ -341,9 +391,9 @@ func (st *stream) leave() {
 		st.inErr = net.ErrClosed
 	}
 	st.in.clear()
-	over := st.overLocked()
+	over, reader := st.overLocked(), st.readWake
 	st.mu.Unlock()
-	wake(st.readWake)
+	wake(reader)
 	if open {
 		st.sendCancel(messages.CancelEnough, "")
 	}
@@ -388,9 +438,9 @@ func (st *stream) shut(err error, drop bool) bool {
 	if st.isShut = true; st.onShut != nil {
 		st.onShut()
 	}
-	over := st.overLocked()
+	over, reader := st.overLocked(), st.readWake
 	st.mu.Unlock()
-	wake(st.readWake)
+	wake(reader)
 	st.settle(0, over)
 	return open
 }
@@ -398,7 +448,9 @@ func (st *stream) shut(err error, drop bool) bool {
 func (st *stream) quitLocked() {
 	if !st.quitted {
 		st.quitted = true
-		close(st.quit)
+		if st.quit != nil {
+			close(st.quit)
+		}
 	}
 }
 

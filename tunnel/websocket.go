@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -33,9 +34,13 @@ type Conn interface {
 
 // A RefusedError is a server's answer to a dial that is not 101 Switching Protocols.
 type RefusedError struct {
-	Status int
-	Text   string // the first line of what the server said, at most 200 bytes
+	Status   int
+	Text     string // the first line of what the server said, at most 200 bytes
+	Location string // where a redirect leads to, in the server's own words, which may be hostile; else empty
 }
+
+// ErrNotHARP is what Dial returns if the server opens a WebSocket, but none for links.
+var ErrNotHARP = errors.New("the server does not speak " + messages.Subprotocol)
 
 func (e *RefusedError) Error() string {
 	if e.Text == "" {
@@ -51,8 +56,8 @@ type DialOptions struct {
 }
 
 // Dial opens a link to url (ws:// or wss://) and returns the challenge that the server sent with it.
-// The server's name is looked up anew at each call. The error is a *RefusedError if the server answered anything
-// but 101. ctx bounds the dial only.
+// The server's name is looked up anew at each call; those below localhost are this machine (RFC 6761, section 6.3). The
+// error is a *RefusedError if the server answered anything but 101, or wraps ErrNotHARP. ctx bounds the dial only.
 func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) {
 	var batch *batchConn // the last connection dialled, which is the one that carries the link
 	wrap := func(c net.Conn) net.Conn {
@@ -66,6 +71,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) 
 		TLSHandshakeTimeout: 10 * time.Second,
 		TLSClientConfig:     o.TLS, // used behind a proxy, where the transport makes the TLS connection itself
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			addr, _ = dialled(addr)
 			c, err := dialer.DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
@@ -73,7 +79,12 @@ func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) 
 			return wrap(c), nil
 		},
 		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := (&tls.Dialer{NetDialer: dialer, Config: linkTLS(o.TLS)}).DialContext(ctx, network, addr)
+			config := linkTLS(o.TLS)
+			if config.ServerName == "" {
+				config.ServerName, _, _ = net.SplitHostPort(addr) // the transport has put it together
+			}
+			addr, _ = dialled(addr)
+			c, err := (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
@@ -81,7 +92,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) 
 		},
 	}
 	if o.Proxy {
-		transport.Proxy = http.ProxyFromEnvironment
+		transport.Proxy, transport.OnProxyConnectResponse = proxy, proxyAnswer
 	}
 	ws, res, err := websocket.Dial(ctx, url, &websocket.DialOptions{
 		HTTPClient:   &http.Client{Transport: transport, CheckRedirect: noRedirect},
@@ -89,15 +100,52 @@ func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) 
 	})
 	if err != nil {
 		if res != nil && res.StatusCode != http.StatusSwitchingProtocols {
-			return nil, "", &RefusedError{Status: res.StatusCode, Text: firstLine(res.Body)}
+			return nil, "", &RefusedError{Status: res.StatusCode, Text: firstLine(res.Body), Location: res.Header.Get("Location")}
 		}
-		return nil, "", err
+		return nil, "", dialError(err)
 	}
 	if ws.Subprotocol() != messages.Subprotocol {
 		_ = ws.CloseNow()
-		return nil, "", errors.New("the server does not speak " + messages.Subprotocol)
+		return nil, "", ErrNotHARP
 	}
 	return newWSConn(ws, batch), res.Header.Get(messages.ChallengeField), nil
+}
+
+// dialError is err without the words of the layers between: what was dialled, and how, goes without saying.
+func dialError(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	if inner := errors.Unwrap(err); inner != nil { // an answer 101 that is no WebSocket
+		return fmt.Errorf("%w: %w", ErrNotHARP, inner)
+	}
+	return err
+}
+
+// dialled is what to dial for addr, host:port, and whether that is this machine by a name below localhost, which browsers
+// know and few resolvers do.
+func dialled(addr string) (string, bool) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || !strings.HasSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".localhost") {
+		return addr, false
+	}
+	return net.JoinHostPort("localhost", port), true
+}
+
+// proxy is the environment's, which itself leaves out localhost, but no name below it.
+func proxy(r *http.Request) (*url.URL, error) {
+	if _, here := dialled(net.JoinHostPort(r.URL.Hostname(), "0")); here {
+		return nil, nil
+	}
+	return http.ProxyFromEnvironment(r)
+}
+
+// proxyAnswer makes an error of a proxy's refusal that says whose it is.
+func proxyAnswer(_ context.Context, proxy *url.URL, _ *http.Request, res *http.Response) error {
+	if res.StatusCode == http.StatusOK {
+		return nil
+	}
+	return fmt.Errorf("the proxy %s answered %d %s", proxy.Host, res.StatusCode, http.StatusText(res.StatusCode))
 }
 
 // Accept answers a link's opening handshake and hands the challenge to the agent. On an error the

@@ -64,11 +64,89 @@ func TestDialIsRefused(t *testing.T) {
 	if _, _, err := Dial(ctx, wsURL(srv), DialOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("dial without time: %v, want %v", err, context.Canceled)
 	}
+	var refused *RefusedError
+	if _, _, err := Dial(t.Context(), wsURL(srv)+"/moved", DialOptions{}); !errors.As(err, &refused) || refused.Location != "/busy" {
+		t.Errorf("a redirect: %+v, want where it leads to", refused)
+	}
+	if _, _, err := Dial(t.Context(), wsURL(srv)+"/other", DialOptions{}); !errors.Is(err, ErrNotHARP) {
+		t.Errorf("a WebSocket of another kind: %v, want %v", err, ErrNotHARP)
+	}
 	closed := httptest.NewServer(nil)
 	closed.Close()
-	var refused *RefusedError
 	if _, _, err := Dial(t.Context(), wsURL(closed), DialOptions{}); err == nil || errors.As(err, &refused) {
 		t.Errorf("dial of a port on which nobody listens: %v", err)
+	}
+}
+
+// TestDialErrorSaysWhy: a person reads what went wrong, and not which layers it came through.
+func TestDialErrorSaysWhy(t *testing.T) {
+	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+	}))
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	defer secure.Close()
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(secure.Certificate())
+	for _, c := range []struct {
+		url, want string // begins so
+		tls       *tls.Config
+	}{
+		{wsURL(closed), "dial tcp 127.0.0.1:", nil},
+		{wsURL(secure), "tls: failed to verify certificate: x509: ", nil},
+		{wsURL(secure), "the server does not speak harp.v1: WebSocket protocol violation: ", &tls.Config{RootCAs: roots}},
+	} {
+		_, _, err := Dial(t.Context(), c.url, DialOptions{TLS: c.tls})
+		if err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %s…", c.url, err, c.want)
+		}
+	}
+}
+
+// TestDialBelowLocalhost: names below localhost are this machine, whatever the resolver knows. The server sees
+// the name that was dialled.
+func TestDialBelowLocalhost(t *testing.T) {
+	hosts := make(chan string, 2)
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		hosts <- r.Host
+		if r.TLS != nil {
+			hosts <- r.TLS.ServerName
+		}
+		if c, err := Accept(w, r, "challenge"); err == nil {
+			_ = c.Close()
+		}
+	})
+	plain, secure := httptest.NewServer(h), httptest.NewTLSServer(h)
+	defer plain.Close()
+	defer secure.Close()
+	for _, c := range []struct{ scheme, url string }{{"ws", plain.URL}, {"wss", secure.URL}} {
+		host := "edge.test.localhost:" + c.url[strings.LastIndexByte(c.url, ':')+1:]
+		conn, _, err := Dial(t.Context(), c.scheme+"://"+host, DialOptions{TLS: &tls.Config{InsecureSkipVerify: true}, Proxy: true})
+		if err != nil {
+			t.Errorf("%s: %v", c.scheme, err)
+			continue
+		}
+		_ = conn.Close()
+		if got := <-hosts; got != host {
+			t.Errorf("%s: the server was asked for %q, want %q", c.scheme, got, host)
+		}
+		if c.scheme == "wss" {
+			if got := <-hosts; got != "edge.test.localhost" {
+				t.Errorf("the server name is %q, want the one that was dialled", got)
+			}
+		}
+	}
+	for addr, want := range map[string]string{
+		"localhost:1": "localhost:1", "x.localhost.:1": "localhost:1", "X.LocalHost:1": "localhost:1",
+		"notlocalhost:1": "notlocalhost:1", "localhost.example:1": "localhost.example:1", "[::1]:1": "[::1]:1",
+	} {
+		if got, _ := dialled(addr); got != want {
+			t.Errorf("for %s %s is dialled, want %s", addr, got, want)
+		}
 	}
 }
 
