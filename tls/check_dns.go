@@ -87,7 +87,10 @@ func (c *check) delegation(ctx context.Context) []Finding {
 		return []Finding{miss(nil, "delegation: %v", err)}
 	}
 	for _, name := range []string{challenge, c.Domain} {
-		hosts, glue := c.referral(ctx, servers, name)
+		hosts, glue, err := c.referral(ctx, servers, name)
+		if err != nil {
+			return []Finding{warn("delegation: the name servers of %s cannot be asked from here: %v", parent, err)}
+		}
 		if len(hosts) > 0 {
 			return c.delegated(ctx, name, hosts, glue)
 		}
@@ -125,10 +128,12 @@ func (c *check) nsHost() string {
 }
 
 // delegated checks a delegation of name that was found.
-func (c *check) delegated(ctx context.Context, name string, hosts []string, glue []netip.Addr) []Finding {
+func (c *check) delegated(ctx context.Context, name string, hosts []string, glue []mdns.RR) []Finding {
 	var out []Finding
 	for _, host := range hosts {
-		addrs := glue
+		addrs := addressesIn(slices.DeleteFunc(slices.Clone(glue), func(rr mdns.RR) bool {
+			return mdns.CanonicalName(rr.Header().Name) != host+"."
+		}))
 		inside := host == name || strings.HasSuffix(host, "."+name)
 		if len(addrs) == 0 && !inside {
 			addrs = c.lookup(ctx, host)
@@ -194,13 +199,18 @@ func (c *check) parent(ctx context.Context) (zone string, servers []string, err 
 	return "", nil, fmt.Errorf("no zone above %s can be found", c.Domain)
 }
 
-// referral asks the parent's servers themselves where name is delegated to; the addresses are glue.
-func (c *check) referral(ctx context.Context, servers []string, name string) (hosts []string, glue []netip.Addr) {
+// referral asks the parent's servers themselves, in turn until one knows, where name is delegated to. Among glue are the
+// hosts' addresses, as far as the parent has them.
+func (c *check) referral(ctx context.Context, servers []string, name string) (hosts []string, glue []mdns.RR, err error) {
 	m := new(mdns.Msg).SetQuestion(name+".", mdns.TypeNS)
 	m.RecursionDesired = false
 	for _, s := range servers {
-		answer, err := exchange(ctx, m, s)
-		if err != nil {
+		var answer *mdns.Msg
+		if answer, err = exchange(ctx, m, s); err != nil {
+			continue
+		}
+		if answer.Rcode != mdns.RcodeSuccess && answer.Rcode != mdns.RcodeNameError {
+			err = fmt.Errorf("%s says %s", s, mdns.RcodeToString[answer.Rcode])
 			continue
 		}
 		for _, rr := range slices.Concat(answer.Answer, answer.Ns) {
@@ -208,9 +218,9 @@ func (c *check) referral(ctx context.Context, servers []string, name string) (ho
 				hosts = append(hosts, strings.TrimSuffix(mdns.CanonicalName(ns.Ns), "."))
 			}
 		}
-		return hosts, addressesIn(answer.Extra)
+		return hosts, answer.Extra, nil
 	}
-	return nil, nil
+	return nil, nil, err
 }
 
 // caa checks that no CAA record forbids the authority; the closest name that has any counts (RFC 8659, section 3).
@@ -232,7 +242,7 @@ func (c *check) caa(ctx context.Context) []Finding {
 		}
 		var records []string
 		for tag, values := range map[string][]string{"issue": issue, "issuewild": wild} {
-			if !c.permitted(values) {
+			if len(values) > 0 && !c.permitted(values) { // none at all forbid nothing (RFC 8659, section 4.2)
 				records = append(records, fmt.Sprintf("%s. CAA 0 %s %q", name, tag, c.Issuers[0]))
 			}
 		}

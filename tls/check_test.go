@@ -159,6 +159,18 @@ func TestCheck(t *testing.T) {
 			want:    []string{"MISS DNS: what answers at 127.0.0.1 is not harpd: …"},
 		},
 		{
+			why: "one of two name servers is another machine", own: own,
+			records: append([]string{
+				"tunnels.example.com. NS ns.tunnels.example.com.", "tunnels.example.com. NS ns2.tunnels.example.com.",
+				"ns.tunnels.example.com. A 127.0.0.1", "ns2.tunnels.example.com. A 192.0.2.9",
+			}, addresses...),
+			want: []string{
+				"ok delegation: tunnels.example.com NS ns.tunnels.example.com (127.0.0.1)",
+				"MISS delegation: tunnels.example.com NS ns2.tunnels.example.com is 192.0.2.9, and this server is 127.0.0.1: replace it by",
+			},
+			add: []string{"tunnels.example.com. NS ns.tunnels.example.com."},
+		},
+		{
 			why: "no wildcard", records: []string{challengeZone + " NS tunnels.example.com.", addresses[0]}, own: own,
 			want: []string{"MISS address: *.tunnels.example.com leads nowhere"},
 			add:  []string{"*.tunnels.example.com. A 127.0.0.1"},
@@ -188,6 +200,17 @@ func TestCheck(t *testing.T) {
 			why: "CAA permits", own: own,
 			records: append([]string{challengeZone + " NS tunnels.example.com.", `example.com. CAA 0 issue "ca.example; validationmethods=dns-01"`}, addresses...),
 			want:    []string{"ok CAA: the records of example.com permit ca.example"},
+		},
+		{
+			why: "CAA says where to report and nothing about issuing", own: own,
+			records: append([]string{challengeZone + " NS tunnels.example.com.", `example.com. CAA 0 iodef "mailto:security@example.com"`}, addresses...),
+			want:    []string{"ok CAA: the records of example.com permit ca.example"},
+		},
+		{
+			why: "CAA is about wildcards alone", own: own,
+			records: append([]string{challengeZone + " NS tunnels.example.com.", `example.com. CAA 0 issuewild ";"`}, addresses...),
+			want:    []string{"MISS CAA: the records of example.com forbid ca.example"},
+			add:     []string{`example.com. CAA 0 issuewild "ca.example"`},
 		},
 		{
 			why: "nothing listens, the authority is away", own: own,
@@ -239,6 +262,32 @@ func TestCheck(t *testing.T) {
 				t.Errorf("records to add %q, want %q", add, test.add)
 			}
 		})
+	}
+}
+
+// TestReferralLame: a server of the parent that does not know the zone is no reason to say that nothing is delegated.
+func TestReferralLame(t *testing.T) {
+	t.Parallel()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	up, done := make(chan struct{}), make(chan error, 1)
+	lame := &mdns.Server{PacketConn: conn, NotifyStartedFunc: func() { close(up) }, Handler: mdns.HandlerFunc(func(w mdns.ResponseWriter, r *mdns.Msg) {
+		_ = w.WriteMsg(new(mdns.Msg).SetRcode(r, mdns.RcodeRefused))
+	})}
+	go func() { done <- lame.ActivateAndServe() }() // ends with Shutdown
+	<-up
+	defer func() { _ = lame.Shutdown(); <-done }()
+	good := serveZone(t, challengeZone+" NS tunnels.example.com.")
+	servers := []string{conn.LocalAddr().String(), good.addr()}
+	name := strings.TrimSuffix(challengeZone, ".")
+	hosts, _, err := new(check).referral(context.Background(), servers, name)
+	if err != nil || !slices.Equal(hosts, []string{"tunnels.example.com"}) {
+		t.Errorf("got %q, %v, want what the second server says", hosts, err)
+	}
+	if hosts, _, err := new(check).referral(context.Background(), servers[:1], name); err == nil || hosts != nil {
+		t.Errorf("from the first alone got %q and no error: it is not known what is delegated", hosts)
 	}
 }
 

@@ -12,8 +12,8 @@ const (
 	maxClientHello = 64 << 10 // bytes of all records together; a post-quantum one has about 1,800
 	typeHandshake  = 22       // of a record
 	typeHello      = 1        // of a handshake message
+	helloHead      = 4        // bytes: its type and length
 	extServerName  = 0        // RFC 6066, section 3
-	extECH         = 0xfe0d   // RFC 9849
 	maxRecords     = 1 << 10  // that a hello may be cut into
 	maxServerName  = 253      // bytes
 )
@@ -26,57 +26,85 @@ var (
 
 // A clientHello is what a visitor shows before anything is encrypted (RFC 8446, section 4.1.2).
 type clientHello struct {
-	serverName string // lower case; empty for none
-	ech        bool   // whether it offers an encrypted one, or pretends to
+	serverName string // lower case; empty for none. Of an encrypted hello (RFC 9849), the outer one's
 }
 
-// parseClientHello reads the records at the beginning of a connection, as far as they have come. The error is errMore
-// while the hello is incomplete.
-func parseClientHello(b []byte) (clientHello, error) {
-	var message []byte // what the records carry; without a copy if it is all in one
-	for total, records := 0, 1; ; records++ {
-		if len(b) < 1 {
+// A helloParser finds the ClientHello in the records at the beginning of a connection, as they come. What it has seen it
+// does not look at again until the hello is whole: a client who sends byte by byte costs no more than another.
+type helloParser struct {
+	at      int    // where the record begins that is being read
+	seen    int    // how much of its payload was seen
+	records int    // before it
+	length  int    // of what all records carried so far
+	head    []byte // its first bytes, at most helloHead
+}
+
+// parse takes all that has come so far, which begins with what it was given before. The error is errMore while the hello
+// is incomplete.
+func (p *helloParser) parse(b []byte) (clientHello, error) {
+	for {
+		record := b[p.at:]
+		if len(record) < 1 {
 			return clientHello{}, errMore
 		}
-		if b[0] != typeHandshake {
+		if record[0] != typeHandshake {
 			return clientHello{}, errNotTLS
 		}
-		if len(b) < recordHeader {
+		if len(record) < recordHeader {
 			return clientHello{}, errMore
 		}
-		n := int(binary.BigEndian.Uint16(b[3:]))
-		if b[1] != 3 || n == 0 || n > maxRecord {
+		n := int(binary.BigEndian.Uint16(record[3:]))
+		if record[1] != 3 || n == 0 || n > maxRecord {
 			return clientHello{}, errMalformed
 		}
-		if total += recordHeader + n; total > maxClientHello || records > maxRecords {
+		if p.at+recordHeader+n > maxClientHello || p.records >= maxRecords {
 			return clientHello{}, errMalformed
 		}
-		part := b[recordHeader:min(len(b), recordHeader+n)]
-		if message == nil {
-			message = part[:len(part):len(part)]
-		} else {
-			message = append(message, part...)
+		part := record[recordHeader:min(len(record), recordHeader+n)]
+		if err := p.see(part[p.seen:]); err == nil {
+			return parseHello(payload(b[:p.at+recordHeader+len(part)])[helloHead:])
+		} else if !errors.Is(err, errMore) {
+			return clientHello{}, err
 		}
-		if len(message) > 0 && message[0] != typeHello {
-			return clientHello{}, errMalformed
-		}
-		if len(message) >= 4 {
-			size := int(message[1])<<16 | int(message[2])<<8 | int(message[3])
-			if size > maxClientHello {
-				return clientHello{}, errMalformed
-			}
-			if len(message) > 4+size {
-				return clientHello{}, errMalformed // nothing may follow the hello before the answer
-			}
-			if len(message) == 4+size {
-				return parseHello(message[4:])
-			}
-		}
-		if len(b) < recordHeader+n {
+		if len(part) < n {
+			p.seen = len(part)
 			return clientHello{}, errMore
 		}
-		b = b[recordHeader+n:]
+		p.at += recordHeader + n
+		p.seen = 0
+		p.records++
 	}
+}
+
+// see counts what comes next of the message (RFC 8446, section 4). It returns nil once that is whole.
+func (p *helloParser) see(next []byte) error {
+	p.length += len(next)
+	p.head = append(p.head, next[:min(len(next), helloHead-len(p.head))]...)
+	if len(p.head) > 0 && p.head[0] != typeHello {
+		return errMalformed
+	}
+	if len(p.head) < helloHead {
+		return errMore
+	}
+	whole := helloHead + (int(p.head[1])<<16 | int(p.head[2])<<8 | int(p.head[3]))
+	switch {
+	case whole > maxClientHello, p.length > whole: // nothing may follow the hello before the answer
+		return errMalformed
+	case p.length < whole:
+		return errMore
+	}
+	return nil
+}
+
+// payload is what good records carry, the last of which may be cut short.
+func payload(b []byte) []byte {
+	var out []byte
+	for len(b) > recordHeader {
+		end := min(len(b), recordHeader+int(binary.BigEndian.Uint16(b[3:])))
+		out = append(out, b[recordHeader:end]...)
+		b = b[end:]
+	}
+	return out
 }
 
 // parseHello reads the body of a ClientHello message.
@@ -100,17 +128,15 @@ func parseHello(b []byte) (h clientHello, err error) {
 		if extensions.b == nil {
 			return h, errMalformed
 		}
-		switch kind {
-		case extECH:
-			h.ech = true
-		case extServerName:
-			if named {
-				return h, errMalformed
-			}
-			named = true
-			if h.serverName, err = parseServerName(body); err != nil {
-				return h, err
-			}
+		if kind != extServerName {
+			continue
+		}
+		if named {
+			return h, errMalformed
+		}
+		named = true
+		if h.serverName, err = parseServerName(body); err != nil {
+			return h, err
 		}
 	}
 	return h, nil

@@ -43,6 +43,9 @@ func cut(b []byte, n int) (out []byte) {
 	return out
 }
 
+// parseClientHello parses what came at once.
+func parseClientHello(b []byte) (clientHello, error) { return new(helloParser).parse(b) }
+
 func TestParseClientHello(t *testing.T) {
 	t.Parallel()
 	many := make([]string, 200)
@@ -64,10 +67,14 @@ func TestParseClientHello(t *testing.T) {
 				continue
 			}
 			b := cut(joined(whole), n)
+			var trickled helloParser
 			for i := range b {
-				if _, err := parseClientHello(b[:i]); !errors.Is(err, errMore) && i < 2000 {
+				if _, err := trickled.parse(b[:i]); !errors.Is(err, errMore) {
 					t.Fatalf("%s in records of %d: after %d of %d bytes: %v", name, n, i, len(b), err)
 				}
+			}
+			if h, err := trickled.parse(b); err != nil || h.serverName != "a.example.com" {
+				t.Errorf("%s in records of %d, byte by byte: %+v, %v", name, n, h, err)
 			}
 			if h, err := parseClientHello(b); err != nil || h.serverName != "a.example.com" {
 				t.Errorf("%s in records of %d: %+v, %v", name, n, h, err)
@@ -133,7 +140,25 @@ func TestParseClientHelloRefuses(t *testing.T) {
 	}
 }
 
-// FuzzClientHello: whatever this parser takes, crypto/tls reads the same name from, if it takes it too.
+// TestTrickledHello: a client who sends a large hello byte by byte makes the server copy it once, not once for each byte.
+func TestTrickledHello(t *testing.T) {
+	hello := make([]byte, 60<<10)
+	size := len(hello) - 4
+	hello[0], hello[1], hello[2], hello[3] = typeHello, byte(size>>16), byte(size>>8), byte(size)
+	b := cut(append([]byte{typeHandshake, 3, 1, 0, 0}, hello...), 64)
+	allocated := testing.AllocsPerRun(1, func() {
+		var p helloParser
+		for i := range b {
+			_, _ = p.parse(b[:i])
+		}
+	})
+	if allocated > 100 {
+		t.Errorf("%.0f allocations for %d bytes, want one whenever what is kept has to grow", allocated, len(b))
+	}
+}
+
+// FuzzClientHello: whatever this parser takes it takes byte by byte, too, and crypto/tls reads the same name from, if it takes
+// it.
 func FuzzClientHello(f *testing.F) {
 	good := record(f, &tls.Config{ServerName: "a.example.com"})
 	f.Add(good)
@@ -144,6 +169,14 @@ func FuzzClientHello(f *testing.F) {
 		h, err := parseClientHello(b)
 		if err != nil {
 			return
+		}
+		var p helloParser
+		trickled, err := p.parse(nil)
+		for i := 0; errors.Is(err, errMore) && i < len(b); i++ {
+			trickled, err = p.parse(b[:i+1])
+		}
+		if err != nil || trickled != h {
+			t.Errorf("byte by byte this reads %+v, %v, and at once %+v", trickled, err, h)
 		}
 		name, ok := "", false
 		config := &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {

@@ -466,3 +466,18 @@ func TestCustomAccount(t *testing.T) {
 		}
 	}
 }
+
+// TestCustomAccountLost: a key of the account that a power failure has left empty is replaced.
+func TestCustomAccountLost(t *testing.T) {
+	t.Parallel()
+	ca := newFailingCA(t, missing)
+	c := newCustom(t, ca, nil)
+	if err := c.cache.Put(t.Context(), accountName, nil); err != nil {
+		t.Fatal(err)
+	}
+	c.Prepare(customHost)
+	c.attempts(t, customHost)
+	if n := ca.asked.Load(); n != 1 {
+		t.Errorf("the authority was asked %d times, want once", n)
+	}
+}

@@ -245,11 +245,13 @@ func pauseAfter(failures int) time.Duration {
 	return min(failurePause<<min(failures-1, 10), maxPause)
 }
 
-// ensureAccount creates the account's key, which all hostnames share, if there is none.
+// ensureAccount creates the account's key, which all hostnames share, if there is none, or if a power failure has left its
+// file empty.
 func (c *Custom) ensureAccount() error {
 	c.account.Lock()
 	defer c.account.Unlock()
-	if _, err := c.cache.Get(c.ctx, accountName); !errors.Is(err, autocert.ErrCacheMiss) {
+	held, err := c.cache.Get(c.ctx, accountName)
+	if block, _ := pem.Decode(held); block != nil || err != nil && !errors.Is(err, autocert.ErrCacheMiss) {
 		return err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -34,18 +34,19 @@ type fileCertificate struct {
 
 	mu      sync.Mutex // guards the fields below
 	current *tls.Certificate
-	stamp   string    // of the files that current, or the last complaint, came from
+	stamp   string    // of the files that current came from
+	broken  string    // stamp of the files that the last complaint was about
 	checked time.Time // when the files were last looked at
 }
 
 func (f *fileCertificate) load() error {
 	stamp := f.look()
 	c, err := tls.LoadX509KeyPair(f.cert, f.key)
-	f.stamp, f.checked = stamp, time.Now()
+	f.checked = time.Now()
 	if err != nil {
 		return fmt.Errorf("load certificate: %w", err)
 	}
-	f.current = &c
+	f.current, f.stamp = &c, stamp
 	return nil
 }
 
@@ -64,13 +65,22 @@ func (f *fileCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer f.mu.Unlock()
 	if time.Since(f.checked) >= checkEvery {
 		f.checked = time.Now()
-		if f.look() != f.stamp {
-			if err := f.load(); err != nil {
-				f.log.Error("the old certificate stays in force", "error", err)
-			} else {
-				f.log.Info("certificate loaded anew", "file", f.cert)
-			}
+		if stamp := f.look(); stamp != f.stamp {
+			f.reload(stamp)
 		}
 	}
 	return f.current, nil
+}
+
+// reload reads files that have changed. It tries for as long as they are broken, as their rights may be mended without a new
+// stamp, and complains once.
+func (f *fileCertificate) reload(stamp string) {
+	err := f.load()
+	if err == nil {
+		f.broken = ""
+		f.log.Info("certificate loaded anew", "file", f.cert)
+	} else if stamp != f.broken {
+		f.broken = stamp
+		f.log.Error("the old certificate stays in force", "error", err)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -88,6 +89,43 @@ func TestFromFilesFollowsThem(t *testing.T) {
 			t.Errorf("serial %d after the repair, want 3", got)
 		}
 	})
+}
+
+// TestFromFilesTriesAgain: what keeps new files from being read may pass without a change of their size and time, such as a
+// mode, or too many open files. It is said once.
+func TestFromFilesTriesAgain(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	writePair(t, cert, key, 1)
+	var log strings.Builder
+	synctest.Test(t, func(t *testing.T) {
+		c, err := FromFiles(cert, key, slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		writePair(t, cert, key, 2)
+		good, err := os.ReadFile(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		for _, text := range [][]byte{make([]byte, len(good)), good} {
+			write(t, key, text)
+			if err := os.Chtimes(key, now, now); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				time.Sleep(checkEvery)
+				serial(t, c)
+			}
+		}
+		if got := serial(t, c); got != 2 {
+			t.Errorf("serial %d once the files can be read, want 2", got)
+		}
+	})
+	if n := strings.Count(log.String(), "stays in force"); n != 1 {
+		t.Errorf("said %d times, want once:\n%s", n, log.String())
+	}
 }
 
 func TestFromFilesRefuses(t *testing.T) {

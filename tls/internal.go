@@ -27,6 +27,8 @@ const (
 	leafLife = 7 * 24 * time.Hour
 	backdate = time.Hour // clocks differ
 	maxNames = 1024      // leaves kept at once
+
+	rootName, rootKeyName = "root.pem", "root-key.pem" // files
 )
 
 // An InternalCA is a certificate authority of this machine, for names that no public one knows. It asks nobody. Its root
@@ -45,9 +47,9 @@ type InternalCA struct {
 // file that is broken, or says that the root has expired.
 func OpenInternalCA(dataDir string) (*InternalCA, error) {
 	dir := filepath.Join(dataDir, "internal-ca")
-	rootFile, keyFile := filepath.Join(dir, "root.pem"), filepath.Join(dir, "root-key.pem")
+	rootFile, keyFile := filepath.Join(dir, rootName), filepath.Join(dir, rootKeyName)
 	if _, err := os.Stat(rootFile); errors.Is(err, fs.ErrNotExist) {
-		if err := createRoot(dir, rootFile, keyFile); err != nil {
+		if err := createRoot(dir); err != nil {
 			return nil, fmt.Errorf("internal CA: %w", err)
 		}
 	}
@@ -77,10 +79,17 @@ func OpenInternalCA(dataDir string) (*InternalCA, error) {
 	}, nil
 }
 
-func createRoot(dir, rootFile, keyFile string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// createRoot makes the folder with a root and its key, as a whole or not at all. If another process makes it, too, both
+// have that of the first.
+func createRoot(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
+	unfinished, err := os.MkdirTemp(filepath.Dir(dir), ".internal-ca-*") // for the owner alone
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(unfinished) // nothing is there once it has its name
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -99,24 +108,28 @@ func createRoot(dir, rootFile, keyFile string) error {
 	if err != nil {
 		return err
 	}
-	if err := writePEM(keyFile, "PRIVATE KEY", keyDER, 0o600); err != nil {
+	if err := writePEM(filepath.Join(unfinished, rootKeyName), "PRIVATE KEY", keyDER, 0o600); err != nil {
 		return err
 	}
-	return writePEM(rootFile, "CERTIFICATE", der, 0o644) // last: its presence says that all is there
+	if err := writePEM(filepath.Join(unfinished, rootName), "CERTIFICATE", der, 0o644); err != nil {
+		return err
+	}
+	_ = os.Remove(dir) // of use if it is empty
+	err = os.Rename(unfinished, dir)
+	if _, missing := os.Stat(filepath.Join(dir, rootName)); missing == nil {
+		return nil // this one's, or another's
+	}
+	return err
 }
 
-// writePEM replaces the file as a whole, or not at all.
+// writePEM writes a new file.
 func writePEM(file, kind string, der []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(file), ".new-*") // for the owner alone
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // fails once it has its name
 	err = pem.Encode(f, &pem.Block{Type: kind, Bytes: der})
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), file)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // serialNumber is 127 random bits (RFC 5280, section 4.1.2.2).

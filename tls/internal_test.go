@@ -1,6 +1,7 @@
 package tls
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -161,6 +163,58 @@ func TestInternalCABroken(t *testing.T) {
 	}
 	if _, err := OpenInternalCA(dir); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("without its key: %v, want an error that names the file; clients trust the root that is there", err)
+	}
+}
+
+// TestInternalCAAtOnce: processes that make the root at the same time, such as harpd and harpd ca, have the same one.
+func TestInternalCAAtOnce(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		dir := t.TempDir()
+		var roots [4][]byte
+		var wg sync.WaitGroup
+		for i := range roots {
+			wg.Go(func() {
+				ca, err := OpenInternalCA(dir)
+				if err != nil {
+					t.Errorf("one of several: %v", err)
+					return
+				}
+				roots[i] = ca.RootPEM()
+			})
+		}
+		wg.Wait()
+		ca, err := OpenInternalCA(dir)
+		if err != nil {
+			t.Fatalf("afterwards: %v", err)
+		}
+		for _, root := range roots {
+			if !bytes.Equal(root, ca.RootPEM()) {
+				t.Fatal("one has another root than what is on disk")
+			}
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+			t.Fatalf("left behind: %v, %v, want the folder alone", left, err)
+		}
+	}
+}
+
+// TestInternalCAFolder: one that is there and empty is taken, one with other things is not touched.
+func TestInternalCAFolder(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	own := filepath.Join(dir, "internal-ca")
+	if err := os.Mkdir(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenInternalCA(dir); err != nil {
+		t.Errorf("an empty folder: %v", err)
+	}
+	if err := os.Remove(filepath.Join(own, "root.pem")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenInternalCA(dir); err == nil || !strings.Contains(err.Error(), own) {
+		t.Errorf("a key without its root: %v, want an error that names the folder", err)
 	}
 }
 

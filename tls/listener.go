@@ -72,6 +72,7 @@ type Listener struct {
 // A pending is a connection within its handshake.
 type pending struct {
 	conn       net.Conn
+	giveUp     context.CancelFunc // ends its handshake, also where that waits for a certificate and not for conn
 	prev, next *pending
 }
 
@@ -150,8 +151,8 @@ func (l *Listener) acceptAll() {
 		conn, err := l.inner.Accept()
 		if err == nil {
 			pause = 0
-			p := l.begin(conn)
-			l.wg.Go(func() { l.serve(p) }) // ends by the deadline, with Close, or with what it was passed to
+			ctx, p := l.begin(conn)
+			l.wg.Go(func() { l.serve(ctx, p) }) // ends by the deadline, with Close, or with what it was passed to
 			continue
 		}
 		var temporary interface{ Temporary() bool } // such as too many open files
@@ -171,10 +172,11 @@ func (l *Listener) acceptAll() {
 	}
 }
 
-// begin notes a half-open connection. If they are too many the oldest gives way, so that a crowd of clients who say
-// nothing keeps out nobody.
-func (l *Listener) begin(conn net.Conn) *pending {
-	p := &pending{conn: conn}
+// begin notes a half-open connection; ctx ends with its time, or when it is not half-open any more. If they are too many
+// the oldest gives way, so that a crowd of clients who say nothing keeps out nobody.
+func (l *Listener) begin(conn net.Conn) (ctx context.Context, p *pending) {
+	p = &pending{conn: conn}
+	ctx, p.giveUp = context.WithTimeout(l.ctx, l.options.HandshakeTimeout)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.halfOpen) >= l.options.MaxHalfOpen {
@@ -190,7 +192,7 @@ func (l *Listener) begin(conn net.Conn) *pending {
 		l.oldest = p
 	}
 	l.newest = p
-	return p
+	return ctx, p
 }
 
 func (l *Listener) end(p *pending) {
@@ -204,6 +206,7 @@ func (l *Listener) removeLocked(p *pending) {
 		return
 	}
 	delete(l.halfOpen, p)
+	p.giveUp()
 	if p.prev != nil {
 		p.prev.next = p.next
 	} else {
@@ -218,7 +221,7 @@ func (l *Listener) removeLocked(p *pending) {
 }
 
 // serve carries one connection through its handshake.
-func (l *Listener) serve(p *pending) {
+func (l *Listener) serve(ctx context.Context, p *pending) {
 	defer l.end(p)
 	_ = p.conn.SetDeadline(time.Now().Add(l.options.HandshakeTimeout))
 	hello, first, err := readClientHello(p.conn)
@@ -234,7 +237,7 @@ func (l *Listener) serve(p *pending) {
 		l.end(p)
 		l.pass(conn, route.Pass)
 	case route.Serve:
-		l.finish(conn)
+		l.finish(ctx, conn)
 	default:
 		l.refused.Add(1)
 		l.reject(p.conn, errUnknownName, nil)
@@ -261,9 +264,9 @@ func (l *Listener) pass(conn *peeked, to func(net.Conn)) {
 }
 
 // finish makes the handshake and hands the connection to Accept.
-func (l *Listener) finish(conn *peeked) {
+func (l *Listener) finish(ctx context.Context, conn *peeked) {
 	c := tls.Server(conn, l.options.Config)
-	if err := c.HandshakeContext(l.ctx); err != nil {
+	if err := c.HandshakeContext(ctx); err != nil {
 		l.failed.Add(1)
 		l.options.Logger.Debug("handshake failed", "from", conn.RemoteAddr(), "error", err)
 		_ = conn.Close()

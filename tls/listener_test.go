@@ -206,6 +206,44 @@ func TestHandshakeDeadline(t *testing.T) {
 	}
 }
 
+// TestHandshakeWaitsForCertificate: it ends by the deadline, or when the connection has to give way, though the connection
+// has nothing to do with what it waits for.
+func TestHandshakeWaitsForCertificate(t *testing.T) {
+	t.Parallel()
+	for why, change := range map[string]func(*ListenerOptions){
+		"the deadline": func(o *ListenerOptions) { o.HandshakeTimeout = 100 * time.Millisecond },
+		"another came": func(o *ListenerOptions) { o.HandshakeTimeout, o.MaxHalfOpen = time.Minute, 1 },
+	} {
+		waits, ended := make(chan struct{}, 1), make(chan struct{}, 1)
+		_, addr, config := listenFor(t, func(o *ListenerOptions) {
+			change(o)
+			o.Config = serverConfig(func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+				waits <- struct{}{}
+				<-hello.Context().Done()
+				ended <- struct{}{}
+				return nil, context.Cause(hello.Context())
+			})
+		})
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = conn.Write(record(t, config))
+		<-waits
+		other, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: the handshake goes on", why)
+		}
+	}
+}
+
 // TestHalfOpen: a crowd that says nothing keeps out nobody and takes little memory.
 func TestHalfOpen(t *testing.T) {
 	crowd := 10_000

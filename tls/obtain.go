@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3/acme"
 )
 
@@ -69,8 +70,9 @@ func (w *Wildcard) attempt(ctx context.Context, name string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = w.config.ObtainCertSync(ctx, name)
-	case err != nil: // the files are broken; where they cannot be read at all, this fails without asking the authority
+	case err != nil: // where the files cannot be read at all, this fails without asking the authority
 		w.options.Logger.Warn("the certificate on disk is of no use", "name", name, "reason", err)
+		w.forget(ctx, name, err)
 		err = w.config.RenewCertSync(ctx, name, true)
 	case cert.NeedsRenewal(w.config):
 		err = w.config.RenewCertSync(ctx, name, false)
@@ -87,6 +89,18 @@ func (w *Wildcard) attempt(ctx context.Context, name string) error {
 	w.drop(name, cert.Hash())
 	w.options.Logger.Info("certificate obtained", "name", name, "expires", cert.Leaf.NotAfter)
 	return nil
+}
+
+// forget removes what is noted on disk beside a certificate that is broken, unless it cannot be read at all: certmagic would
+// read it to renew, and without it takes the certificate for one that is missing.
+func (w *Wildcard) forget(ctx context.Context, name string, broken error) {
+	var unreadable *fs.PathError
+	if errors.As(broken, &unreadable) || ctx.Err() != nil {
+		return
+	}
+	for _, issuer := range w.config.Issuers {
+		_ = w.config.Storage.Delete(ctx, certmagic.StorageKeys.SiteMeta(issuer.IssuerKey(), name))
+	}
 }
 
 // drop forgets the certificates for name but one.

@@ -14,6 +14,7 @@ const firstRead = 2 << 10 // bytes: a hello with post-quantum keys fits, and hal
 // readClientHello reads until the hello is whole, and returns all that was read. The connection's deadline bounds it.
 func readClientHello(conn net.Conn) (hello clientHello, read []byte, err error) {
 	read = make([]byte, 0, firstRead)
+	var parser helloParser
 	for {
 		if len(read) == cap(read) { // grows with what came, whatever was announced
 			read = append(make([]byte, 0, 2*cap(read)), read...)
@@ -21,7 +22,7 @@ func readClientHello(conn net.Conn) (hello clientHello, read []byte, err error) 
 		n, err := conn.Read(read[len(read):cap(read)])
 		read = read[:len(read)+n]
 		if n > 0 {
-			hello, err := parseClientHello(read)
+			hello, err := parser.parse(read)
 			if !errors.Is(err, errMore) {
 				return hello, read, err
 			}

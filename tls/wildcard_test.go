@@ -253,6 +253,24 @@ func TestWildcardRepairs(t *testing.T) {
 	}
 }
 
+// TestWildcardRepairsMetadata: it is replaced, too, when what is broken is what certmagic notes beside a certificate.
+func TestWildcardRepairsMetadata(t *testing.T) {
+	t.Parallel()
+	addr, dir := freeAddr(t), t.TempDir()
+	directory := "https://" + addr + "/dir"
+	for name, text := range map[string]string{testDomain: "", "*." + testDomain: "{{"} {
+		store(t, dir, directory, name, time.Now().Add(60*24*time.Hour))
+		key := (&certmagic.ACMEIssuer{CA: directory}).IssuerKey()
+		file := filepath.Join(dir, "certificates", filepath.FromSlash(certmagic.StorageKeys.SiteMeta(key, name)))
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ca := startPebble(t, addr, 90*24*time.Hour)
+	w, _ := run(t, WildcardOptions{DataDir: dir, CA: directory, CARoots: ca.Roots})
+	eventually(t, "new certificates", func() bool { return w.Ready() == nil })
+}
+
 // TestWildcardRenews: a certificate is renewed before it ends, and visitors notice nothing.
 func TestWildcardRenews(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -59,10 +60,22 @@ func newCertificates(e *EndToEnd, log *slog.Logger) (*certificates, error) {
 		directory = autocert.DefaultACMEDirectory
 	}
 	c.manager = &autocert.Manager{
-		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(e.CertDir), HostPolicy: c.allow, Email: e.Email,
+		Prompt: autocert.AcceptTOS, Cache: certDir{autocert.DirCache(e.CertDir)}, HostPolicy: c.allow, Email: e.Email,
 		Client: &acme.Client{DirectoryURL: directory, HTTPClient: &http.Client{Transport: whileUp{c, transport}, Timeout: time.Minute}},
 	}
 	return c, nil
+}
+
+// A certDir is the folder of certificates and of the account's key. Autocert does not flush what it writes there: a file
+// that a power failure has left empty counts as none, where autocert itself would refuse the key for ever.
+type certDir struct{ autocert.DirCache }
+
+func (d certDir) Get(ctx context.Context, name string) ([]byte, error) {
+	data, err := d.DirCache.Get(ctx, name)
+	if block, _ := pem.Decode(data); err == nil && block == nil {
+		return nil, autocert.ErrCacheMiss
+	}
+	return data, err
 }
 
 // whileUp carries requests to the authority as long as the agent runs: autocert knows no end of its own.

@@ -182,6 +182,27 @@ func TestCertificateKept(t *testing.T) {
 	}
 }
 
+// TestCertificateAccountLost: a key of the account that a power failure has left empty is replaced.
+func TestCertificateAccountLost(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "acme_account+key")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, log, asked := startCertificates(t, dir, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "closed", http.StatusForbidden) })
+	c.grant("app.example.org")
+	n := c.names["app.example.org"]
+	n.attempt = make(chan struct{})
+	c.try("app.example.org", n)
+	if asked.Load() == 0 {
+		t.Errorf("the authority was not asked: %s", log)
+	}
+	if key, err := os.ReadFile(file); err != nil || !strings.Contains(string(key), "PRIVATE KEY") {
+		t.Errorf("the file holds %q, %v", key, err)
+	}
+}
+
 // keepCertificate puts a certificate where autocert finds it.
 func keepCertificate(t *testing.T, dir, name string) {
 	t.Helper()

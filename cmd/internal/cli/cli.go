@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -23,6 +24,8 @@ import (
 // The first SIGINT or SIGTERM cancels the command's context, so that it can drain. The second has its ordinary effect:
 // the process ends at once, and the shell reports 130 or 143.
 func Main(root *cobra.Command, prefix string, args []string, stdout, stderr io.Writer) int {
+	floor := make([]byte, heapFloor)
+	defer runtime.KeepAlive(floor)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // gives the second signal its ordinary effect back

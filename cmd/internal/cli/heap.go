@@ -1,0 +1,6 @@
+package cli
+
+// heapFloor is the size in bytes of a part of the heap that is never touched, and so never takes real memory. The
+// garbage collector runs when the heap has doubled: under load, 5 MB would have doubled ten times a second. With the
+// floor it runs a quarter as often.
+const heapFloor = 8 << 20
