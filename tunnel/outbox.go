@@ -23,8 +23,6 @@ const (
 	maxTexts = 64
 	// maxMessage is the size in bytes of the largest message on a link.
 	maxMessage = messages.MaxPayload + messages.HeaderLen
-	// keepBuffer is the largest buffer in bytes that is kept for the next batch.
-	keepBuffer = 512 << 10
 )
 
 var errStalledPeer = errors.New("tunnel: peer does not read what it asks for")
@@ -52,8 +50,6 @@ type offer struct {
 	end  bool          // p ends the body
 	done chan struct{} // closed when all of p was taken, or none of it will be
 }
-
-var bufferPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
 func newOutbox(overflow func(error)) *outbox {
 	return &outbox{overflow: overflow, ready: make(chan struct{}, 1), current: 1}
@@ -301,20 +297,6 @@ func (o *outbox) begun(number uint64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.current > number
-}
-
-// buffer is b, or a buffer of the pool if there is none: a link that is idle holds none.
-func buffer(b []byte) []byte {
-	if b == nil {
-		b = (*bufferPool.Get().(*[]byte))[:0]
-	}
-	return b
-}
-
-func releaseBuffer(b []byte) {
-	if cap(b) > 0 && cap(b) <= keepBuffer {
-		bufferPool.Put(&b)
-	}
 }
 
 // send writes the batch to c, in messages of at most maxMessage bytes, and releases it.

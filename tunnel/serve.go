@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -44,15 +43,15 @@ func (s *Session) handleRequest(h messages.Header, payload []byte) error {
 	if h.Type == messages.TypeWSRequest {
 		kind = messages.TypeWSMessage
 	}
-	st := newStream(s, h.Stream, kind)
-	st.inEnded = h.Flags&messages.FlagEnd != 0
-	if !s.accept(st) {
+	x := &service{handler: handler, head: head, flags: h.Flags}
+	x.init(s, h.Stream, kind)
+	x.inEnded = h.Flags&messages.FlagEnd != 0
+	x.handling = &x.ctx
+	if !s.accept(&x.stream) {
 		return s.cancelUnknown(h.Stream, messages.CancelRefused, "draining, or too many streams")
 	}
-	s.handlers.Go(func() { // ends with the handler, whose context ends with the stream
-		defer s.served()
-		st.serve(handler, head, h.Flags)
-	})
+	s.handlers.Add(1)
+	go x.run() // ends with the handler, whose context ends with the stream
 	return nil
 }
 
@@ -88,17 +87,30 @@ func (s *Session) served() {
 	s.running--
 }
 
-// serve runs the handler for one request, and ends the stream as the handler did. flags are those of the head.
-func (st *stream) serve(handler http.Handler, head messages.HTTPRequest, flags messages.Flags) {
-	ctx, cancel := context.WithCancel(context.Background())
-	st.mu.Lock()
-	if st.onShut = cancel; st.isShut {
-		cancel()
-	}
-	st.mu.Unlock()
-	defer cancel()
-	w := &responseWriter{st: st, header: make(http.Header), method: head.Method}
-	r, err := w.request(ctx, head, flags)
+// A service is a request at the agent: its stream, and what its handler works with. All of it is one allocation.
+type service struct {
+	stream
+	handler http.Handler
+	head    messages.HTTPRequest
+	flags   messages.Flags // of the head
+	ctx     requestContext
+	w       responseWriter
+	body    requestBody
+}
+
+func (x *service) run() {
+	s := x.session
+	defer s.handlers.Done()
+	defer s.served()
+	defer x.ctx.end()
+	x.serve()
+}
+
+// serve runs the handler, and ends the stream as the handler did.
+func (x *service) serve() {
+	st, w := &x.stream, &x.w
+	*w = responseWriter{st: st, header: make(http.Header), method: x.head.Method}
+	r, err := x.request()
 	if err != nil {
 		st.cancel(messages.CancelProtocol, err.Error())
 		return
@@ -115,7 +127,7 @@ func (st *stream) serve(handler http.Handler, head messages.HTTPRequest, flags m
 			w.finish()
 		}
 	}()
-	handler.ServeHTTP(w, r)
+	x.handler.ServeHTTP(w, r)
 	returned = true
 }
 
@@ -131,7 +143,8 @@ func (st *stream) panicked(w *responseWriter, v any) {
 }
 
 // request builds what the handler gets.
-func (w *responseWriter) request(ctx context.Context, head messages.HTTPRequest, flags messages.Flags) (*http.Request, error) {
+func (x *service) request() (*http.Request, error) {
+	head, w := &x.head, &x.w
 	u, err := parseTarget(head.Method, head.Target)
 	if err != nil {
 		return nil, err
@@ -140,13 +153,14 @@ func (w *responseWriter) request(ctx context.Context, head messages.HTTPRequest,
 		Method: head.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: decodeHeader(head.Fields), Host: head.Authority,
 		RemoteAddr: head.Visitor, RequestURI: head.Target, Body: http.NoBody,
-	}).WithContext(ctx)
+	}).WithContext(&x.ctx)
 	w.r = r
-	if w.st.kind == messages.TypeWSMessage || flags&messages.FlagEnd != 0 {
+	if x.kind == messages.TypeWSMessage || x.flags&messages.FlagEnd != 0 {
 		return r, nil
 	}
 	r.ContentLength = contentLength(r.Header)
-	r.Body = &requestBody{w: w, st: w.st}
+	x.body = requestBody{w: w, st: &x.stream}
+	r.Body = &x.body
 	w.mayContinue = expectsContinue(r.Header)
 	for _, list := range r.Header["Trailer"] {
 		if r.Trailer == nil {

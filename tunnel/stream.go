@@ -60,9 +60,8 @@ type stream struct {
 	quit      chan struct{} // closed when nothing more can be sent: the stream was cancelled or the link died; nil until somebody waits
 	quitted   bool          // quit is closed, or would be
 
-	isShut  bool   // ended early, as a whole
-	onShut  func() // called when both halves are ended early; must not call the stream
-	removed bool   // no longer in Session.streams; guarded by Session.mu
+	handling *requestContext // of the handler (agent); ends when both halves are ended early
+	removed  bool            // no longer in Session.streams; guarded by Session.mu
 }
 
 func newStream(s *Session, id uint32, kind messages.Type) *stream {
@@ -435,8 +434,8 @@ func (st *stream) shut(err error, drop bool) bool {
 		st.in.clear()
 	}
 	st.quitLocked()
-	if st.isShut = true; st.onShut != nil {
-		st.onShut()
+	if st.handling != nil {
+		st.handling.end()
 	}
 	over, reader := st.overLocked(), st.readWake
 	st.mu.Unlock()

@@ -70,7 +70,7 @@ type h1Exchange struct {
 
 // run carries the request and gives the connection back or closes it. The sender has ended when run returns.
 func (x *h1Exchange) run() (err error) {
-	stop := context.AfterFunc(x.v.r.Context(), x.c.kill)
+	stop := afterFunc(x.v.r.Context(), x.c.kill)
 	complete := false
 	defer func() { x.release(complete, stop()) }() // also if the ResponseWriter panics
 	err = x.converse()
@@ -83,6 +83,16 @@ func (x *h1Exchange) run() (err error) {
 		}
 	}
 	return err
+}
+
+// afterFunc is context.AfterFunc, which looks for the same method, without its allocations.
+func afterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if c, ok := ctx.(interface {
+		AfterFunc(func()) func() bool
+	}); ok {
+		return c.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
 }
 
 // release ends the use of the connection. live says that the visitor has not left.
