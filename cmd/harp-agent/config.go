@@ -71,7 +71,8 @@ func (c *upConfig) declare(f *cli.Flags) {
 	f.Bool(&c.Wait, "wait", true, "at the start, wait until the edge can be reached; a lost link is dialled anew in any case")
 	f.Bool(&c.ExitOnFailure, "exit-on-failure", false, "exit with code 3 if the edge cannot be reached at the start; counts before --wait")
 	f.String(&c.StateFile, "state-file FILE", "", "keep hostname and URL there, in JSON, for other programs; removed at the end")
-	f.String(&c.Inspect, "inspect ADDR", "off", "where to show the requests, or off; not in this version")
+	f.String(&c.Inspect, "inspect ADDR", "off", "where to show the requests, or off")
+	f.Hide("inspect") // until there is an inspector
 }
 
 // checkName returns an error if the edge would refuse the session or path for its form.

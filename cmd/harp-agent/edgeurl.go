@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"golang.org/x/net/idna"
@@ -31,6 +32,9 @@ func parseEdge(flag, s string) (edgeURL, error) {
 	example := "write --" + flag + " tunnels.example.com"
 	text := s
 	if !strings.Contains(text, "://") {
+		if scheme, rest, ok := cutScheme(text); ok {
+			return fail("a scheme ends in ://", "write --"+flag+" "+scheme+"://"+rest)
+		}
 		text = "https://" + text
 	}
 	u, err := url.Parse(text)
@@ -50,10 +54,26 @@ func parseEdge(flag, s string) (edgeURL, error) {
 	if e.host, err = asciiHost(u.Hostname()); err != nil {
 		return fail("the host is not a name or address", example)
 	}
+	if n, err := strconv.ParseUint(e.port, 10, 16); e.port != "" && (err != nil || n == 0) {
+		e.port = ""
+		return fail("the port must be 1 to 65535", "write --"+flag+" "+e.String()+", or that with :PORT")
+	}
 	if e.scheme == "https" && e.port == "443" || e.scheme == "http" && e.port == "80" {
 		e.port = ""
 	}
 	return e, nil
+}
+
+// cutScheme cuts a scheme off that was not written as one: https:/host, or http//host.
+func cutScheme(s string) (scheme, rest string, ok bool) {
+	for _, scheme := range []string{"https", "http", "wss", "ws"} {
+		after, ok := strings.CutPrefix(s, scheme)
+		rest := strings.TrimLeft(after, ":/")
+		if mark, _ := strings.CutSuffix(after, rest); ok && (strings.Contains(mark, "/") || mark == ":" && strings.Trim(rest, "0123456789") != "") {
+			return scheme, rest, true
+		}
+	}
+	return "", "", false
 }
 
 func asciiHost(host string) (string, error) {

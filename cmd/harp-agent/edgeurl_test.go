@@ -39,6 +39,24 @@ func TestParseEdge(t *testing.T) {
 	}
 }
 
+// TestParseEdgeHints: the hint is what was meant, as far as that can be known.
+func TestParseEdgeHints(t *testing.T) {
+	for typed, want := range map[string]string{
+		"https:/localhost:12100":   "write --server https://localhost:12100",
+		"http//localhost":          "write --server http://localhost",
+		"https:x.example/":         "write --server https://x.example/",
+		"http://127.0.0.1:121000":  "write --server http://127.0.0.1, or that with :PORT",
+		"https://x.example:0":      "write --server https://x.example, or that with :PORT",
+		"https://x.example/a":      "write --server https://x.example",
+		"https-tunnels.example/a/": "write --server https://https-tunnels.example",
+	} {
+		_, err := parseEdge("server", typed)
+		if shown, ok := errors.AsType[*cli.Error](err); !ok || shown.Hint != want {
+			t.Errorf("%q: %+v, want the hint %q", typed, shown, want)
+		}
+	}
+}
+
 func TestParseEdgeRefuses(t *testing.T) {
 	for _, typed := range []string{
 		"ftp://x.example", "https://", "https://x.example/path", "https://x.example?q", "https://u:p@x.example",

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -19,14 +20,16 @@ import (
 	"github.com/harp-tunnel/harp/identity"
 )
 
-// writePair writes a certificate with the serial number, and its key, with the given file time.
+// writePair writes a certificate for SERIAL.example.org, and its key, with the given file time.
 func writePair(t *testing.T, certFile, keyFile string, serial int64, at time.Time) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{fmt.Sprint(serial) + ".example.org"},
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +58,13 @@ func TestEndToEndOptions(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("no PEM"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	open := filepath.Join(dir, "open.pem")
+	if err := os.WriteFile(open, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(open, 0o644); err != nil { // whatever the umask is
+		t.Fatal(err)
+	}
 	keyFile := filepath.Join(dir, "harp", "key.jwk")
 	for _, test := range []struct {
 		why  string
@@ -62,6 +72,8 @@ func TestEndToEndOptions(t *testing.T) {
 		says string
 	}{
 		{"files without the mode", endConfig{TLSCert: cert, TLSKey: key}, "of no use without --end-to-end"},
+		{"an authority without the mode", endConfig{ACMECA: "letsencrypt-staging"}, "--acme-ca is of no use without --end-to-end"},
+		{"a key that everybody can read", endConfig{EndToEnd: true, TLSCert: cert, TLSKey: open}, "has mode 0644"},
 		{"one file of two", endConfig{EndToEnd: true, TLSCert: cert}, "go together"},
 		{"a key of another kind", endConfig{EndToEnd: true, TLSCert: cert, TLSKey: broken}, "--tls-cert and --tls-key"},
 		{"an unknown authority", endConfig{EndToEnd: true, ACMECA: "mine"}, "--acme-ca"},
@@ -74,7 +86,7 @@ func TestEndToEndOptions(t *testing.T) {
 			t.Errorf("%s: %v, want one line with %q, and a hint", test.why, err, test.says)
 		}
 	}
-	if e, err := (endConfig{}).options(keyFile); e != nil || err != nil {
+	if e, err := (endConfig{ACMECA: defaultCA}).options(keyFile); e != nil || err != nil {
 		t.Errorf("without --end-to-end: %+v, %v", e, err)
 	}
 	e, err := endConfig{EndToEnd: true, ACMECA: "letsencrypt-staging", ACMEEmail: "me@example.com"}.options(keyFile)
@@ -123,6 +135,14 @@ func TestKeyPairFollowsFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	wants("files that are gone", 2)
+	copied := time.Now().Add(time.Hour)
+	writePair(t, cert, key, 3, copied)
+	wants("files that are back", 3)
+	writePair(t, cert, key, 4, copied.Add(-time.Minute))
+	if err := os.Chtimes(key, copied, copied); err != nil {
+		t.Fatal(err)
+	}
+	wants("a certificate whose file is older than the key's", 4)
 	if got, err := e.GetCertificate(nil); err != nil || got.Leaf.SerialNumber.Int64() != 1 {
 		t.Errorf("within %v files are not read again: %v, %v", checkEvery, got, err)
 	}

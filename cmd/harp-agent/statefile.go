@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,6 +17,7 @@ type state struct {
 	URL       string    `json:"url"`
 	Label     string    `json:"label"`
 	Session   string    `json:"session"`
+	Domains   []string  `json:"domains,omitempty"` // hostnames of one's own under which the service is reached, too
 	Server    string    `json:"server"`
 	PID       int       `json:"pid"`       // of the agent that wrote the file
 	Connected bool      `json:"connected"` // whether the edge serves the URL now
@@ -128,6 +131,9 @@ func (f *stateFile) writeTemp() (string, error) {
 	}
 	temp, err := os.CreateTemp(filepath.Dir(f.path), ".harp-state-*.tmp")
 	if err != nil {
+		if e, ok := errors.AsType[*fs.PathError](err); ok { // nobody knows the temporary name
+			err = fmt.Errorf("write %s: %w", f.path, e.Err)
+		}
 		return "", err
 	}
 	_, err = temp.Write(append(data, '\n'))

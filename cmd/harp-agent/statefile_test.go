@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -27,7 +29,7 @@ func TestStateFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("of an agent that crashed"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	f, err := newStateFile(path, state{Label: "l", Session: "s", Server: "https://x.example"})
+	f, err := newStateFile(path, state{Label: "l", Session: "s", Server: "https://x.example", Domains: []string{"app.example.org"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,9 +49,9 @@ func TestStateFile(t *testing.T) {
 	got := readState(t, path)
 	want := state{
 		Hostname: "l.x.example", URL: "https://l.x.example", Label: "l", Session: "s", Server: "https://x.example",
-		PID: os.Getpid(), Connected: true, Since: got.Since,
+		Domains: []string{"app.example.org"}, PID: os.Getpid(), Connected: true, Since: got.Since,
 	}
-	if got != want || time.Since(got.Since) > time.Minute {
+	if !reflect.DeepEqual(got, want) || time.Since(got.Since) > time.Minute {
 		t.Errorf("state %+v, want %+v", got, want)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o644 {
@@ -108,8 +110,9 @@ func TestStateFileRefuses(t *testing.T) {
 	if _, err := os.Stat(dir); err != nil {
 		t.Errorf("the folder is gone: %v", err)
 	}
-	if _, err := newStateFile(filepath.Join(dir, "none", "state.json"), state{}); err == nil {
-		t.Error("a file in a folder that does not exist was accepted; it could never be written")
+	lost := filepath.Join(dir, "none", "state.json")
+	if _, err := newStateFile(lost, state{}); err == nil || !strings.Contains(err.Error(), lost) || strings.Contains(err.Error(), ".tmp") {
+		t.Errorf("a file in a folder that does not exist: %v; want an error with the name that was given", err)
 	}
 	if f, err := newStateFile("", state{}); f != nil || err != nil {
 		t.Errorf("no path gave %v, %v; want nothing", f, err)

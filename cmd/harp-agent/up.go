@@ -10,12 +10,12 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
 	"github.com/harp-tunnel/harp/identity"
-	"github.com/harp-tunnel/harp/messages"
 	"github.com/harp-tunnel/harp/tunnel/agent"
 )
 
@@ -51,6 +51,9 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Domains, err = parseDomains(cfg.Domains); err != nil {
+		return err
+	}
 	forward, err := cfg.forwarder(log)
 	if err != nil {
 		return err
@@ -61,7 +64,7 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 		return err
 	}
 	label := key.Public().Thumbprint().Label(cfg.Session)
-	file, err := newStateFile(cfg.StateFile, state{Label: label, Session: cfg.Session, Server: edge.String()})
+	file, err := newStateFile(cfg.StateFile, state{Label: label, Session: cfg.Session, Server: edge.String(), Domains: cfg.Domains})
 	if err != nil {
 		return &cli.Error{Err: fmt.Errorf("--state-file: %w", err), Hint: "give a file in a folder that this user may write to"}
 	}
@@ -69,7 +72,9 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 	if opts.EndToEnd, err = cfg.endConfig.options(cfg.KeyFile); err != nil {
 		return err
 	}
-	report(&opts, file, stdout)
+	advice := adviser{edge: edge, key: key, endToEnd: cfg.EndToEnd}
+	opts.Hint = advice.noLink
+	report(&opts, cfg, file, stdout)
 	a, err := agent.New(opts)
 	if err != nil {
 		return err
@@ -81,7 +86,7 @@ func run(ctx context.Context, cfg upConfig, stdout, stderr io.Writer) error {
 	if removeErr := file.remove(); removeErr != nil {
 		log.Warn("the state file is out of date", "err", removeErr)
 	}
-	return explain(err, edge, key)
+	return advice.explain(err)
 }
 
 // checked returns where the edge is, or the first thing that is wrong with the settings. The forwarder checks its own.
@@ -127,9 +132,28 @@ func (c upConfig) forwarder(log *slog.Logger) (*agent.Forwarder, error) {
 	}
 	forward, err := agent.Forward(c.Target, opts)
 	if err != nil {
-		return nil, &cli.Error{Err: err, Hint: "such as: harp-agent up 3000, or up http://192.168.1.20:8123; see harp-agent up --help"}
+		return nil, &cli.Error{Err: err, Hint: c.forwardHint()}
 	}
 	return forward, nil
+}
+
+// forwardHint returns what to do if there can be no forwarder: it tries which of the settings is to blame.
+func (c upConfig) forwardHint() string {
+	for _, try := range []struct {
+		target string
+		opts   agent.ForwardOptions
+		hint   string
+	}{
+		{c.Target, agent.ForwardOptions{}, "such as: harp-agent up 3000, or up http://192.168.1.20:8123; see harp-agent up --help"},
+		{"", agent.ForwardOptions{HostHeader: c.HostHeader}, "write --host-header rewrite, or a name such as --host-header app.internal"},
+	} {
+		f, err := agent.Forward(try.target, try.opts)
+		if err != nil {
+			return try.hint
+		}
+		f.Close()
+	}
+	return "see --header-add in harp-agent up --help"
 }
 
 func (c upConfig) options(edge edgeURL, key identity.Key, forward *agent.Forwarder, log *slog.Logger) agent.Options {
@@ -146,8 +170,8 @@ func (c upConfig) options(edge edgeURL, key identity.Key, forward *agent.Forward
 	return opts
 }
 
-// report makes opts print the URL to stdout, once, and keep file up to date.
-func report(opts *agent.Options, file *stateFile, stdout io.Writer) {
+// report makes opts print the URL to stdout, once, keep file up to date, and log what visitors will not like.
+func report(opts *agent.Options, cfg upConfig, file *stateFile, stdout io.Writer) {
 	warn := func(err error) {
 		if err != nil {
 			opts.Logger.Warn("the state file is out of date", "err", err)
@@ -156,7 +180,18 @@ func report(opts *agent.Options, file *stateFile, stdout io.Writer) {
 	var first sync.Once
 	opts.OnRegister = func(r agent.Registration) {
 		warn(file.registered(r.Hostname, r.URL)) // before the URL, so that who has read that finds the file
-		first.Do(func() { fmt.Fprintln(stdout, r.URL) })
+		first.Do(func() {
+			fmt.Fprintln(stdout, r.URL)
+			names := cfg.Domains
+			if len(names) == 0 {
+				names = []string{r.Hostname}
+			}
+			for _, name := range names {
+				if err := cfg.distrusted(name, time.Now()); err != nil {
+					opts.Logger.Warn("visitors will not trust this service", "reason", err, "hint", "give --tls-cert one for "+name+", or leave it out: certificates then come by themselves")
+				}
+			}
+		})
 	}
 	opts.OnDisconnect = func(error) { warn(file.disconnected()) }
 }
@@ -175,59 +210,4 @@ func trust(path string) (*tls.Config, error) {
 		return nil, fmt.Errorf("no certificate in %s", path)
 	}
 	return &tls.Config{RootCAs: roots}, nil
-}
-
-// explain returns err, how the agent ended, with its exit code and what to do about it; nil for nil.
-func explain(err error, edge edgeURL, key identity.Key) error {
-	if err == nil {
-		return nil
-	}
-	if refused, ok := errors.AsType[*agent.RefusedError](err); ok {
-		return &cli.Error{
-			Err:  fmt.Errorf("refused by %s: %s (%s)", edge, refused.Reason, refused.Code),
-			Hint: refusalHint(refused.Code, edge, key),
-			Code: codeRefused,
-		}
-	}
-	switch {
-	case errors.Is(err, agent.ErrReplaced):
-		return &cli.Error{Err: err, Hint: "to serve from both agents, start each with --mode share", Code: codeRefused}
-	case errors.Is(err, agent.ErrUnreachable):
-		return &cli.Error{Err: err, Hint: unreachableHint(err, edge), Code: codeUnreachable}
-	}
-	return err
-}
-
-func unreachableHint(err error, edge edgeURL) string {
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return "it speaks plain HTTP there: --server http://" + edge.hostPort(edge.host)
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return "if the edge has a certificate of its own making: --ca-file FILE"
-	}
-	if edge.host == "localhost" && edge.scheme == "https" {
-		return "harpd dev speaks plain HTTP: --server http://" + edge.hostPort(edge.host)
-	}
-	return "check --server; with --wait, the default, the agent keeps trying"
-}
-
-// refusalHint returns what to do about a code of messages.RegistrationError; empty if nothing is known to help.
-func refusalHint(code string, edge edgeURL, key identity.Key) string {
-	switch code {
-	case messages.RefuseNotAuthorized:
-		return "ask the operator to add this line to the file of --authorized-keys: " + key.Public().Thumbprint().String()
-	case messages.RefuseAudience:
-		return "dial the server by its own domain, or ask its operator for --audience " + edge.host
-	case messages.RefuseHostname:
-		return "set that record where the domain's DNS is managed, then start again"
-	case messages.RefuseLimit, messages.RefuseDraining:
-		return "try again later"
-	case messages.RefuseUnsupported:
-		return "--end-to-end and --domain need a server that ends TLS itself: leave them out, or ask its operator"
-	case "revoked":
-		return "ask the operator why the key was taken off the file of --authorized-keys"
-	case "http":
-		return "is " + edge.String() + " a harpd? check --server"
-	}
-	return ""
 }

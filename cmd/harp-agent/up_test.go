@@ -2,53 +2,15 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
-	"fmt"
 	"net/http/httptest"
 	"os"
-	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/harp-tunnel/harp/cmd/internal/cli"
-	"github.com/harp-tunnel/harp/identity"
-	"github.com/harp-tunnel/harp/messages"
-	"github.com/harp-tunnel/harp/tunnel/agent"
 	"github.com/harp-tunnel/harp/tunnel/server"
 )
-
-func TestExitCodes(t *testing.T) {
-	key, err := identity.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	edge := edgeURL{scheme: "https", host: "x.example"}
-	tests := []struct {
-		err  error
-		code int
-		hint string // contained in the hint
-	}{
-		{&agent.RefusedError{Code: messages.RefuseNotAuthorized, Reason: "no"}, codeRefused, key.Public().Thumbprint().String()},
-		{&agent.RefusedError{Code: messages.RefuseAudience, Reason: "no"}, codeRefused, "--audience x.example"},
-		{&agent.RefusedError{Code: messages.RefuseLimit, Reason: "no"}, codeRefused, "later"},
-		{fmt.Errorf("serve: %w", agent.ErrReplaced), codeRefused, "--mode share"},
-		{fmt.Errorf("%w: no such host", agent.ErrUnreachable), codeUnreachable, "--server"},
-		{fmt.Errorf("%w: %w", agent.ErrUnreachable, &tls.CertificateVerificationError{Err: errors.New("unknown")}), codeUnreachable, "--ca-file"},
-	}
-	for _, test := range tests {
-		shown, ok := errors.AsType[*cli.Error](explain(test.err, edge, key))
-		if !ok || shown.Code != test.code || !strings.Contains(shown.Hint, test.hint) {
-			t.Errorf("%v: %+v, want exit code %d and %q in the hint", test.err, shown, test.code, test.hint)
-		}
-	}
-	if err := explain(nil, edge, key); err != nil {
-		t.Errorf("a drained agent ends with %v", err)
-	}
-}
 
 // patience bounds every wait of a script; nothing comes near it unless something is broken.
 const patience = 20 * time.Second

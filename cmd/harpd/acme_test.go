@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -253,8 +255,9 @@ func TestCustomDomainRefused(t *testing.T) {
 		_, ended := e.publish(t, key, http.NotFoundHandler(), host)
 		await(t, ended, "the refusal of "+host, func(err error) {
 			var refused *agent.RefusedError
-			want := host + " " + found + ": add the record " + host + ". CNAME " + label + "." + testDomain + "."
-			if !errors.As(err, &refused) || refused.Code != "hostname" || !strings.HasPrefix(refused.Reason, want) {
+			want := host + " " + found + ": add the record " + host + ". CNAME " + label + "." + testDomain +
+				". or, for a name that cannot have one, _harp." + host + `. TXT "` + label + `"`
+			if !errors.As(err, &refused) || refused.Code != "hostname" || refused.Reason != want {
 				t.Errorf("%s: %v\nwant %s", host, err, want)
 			}
 		})
@@ -401,5 +404,69 @@ func TestDataDirIsTaken(t *testing.T) {
 	var e *cli.Error
 	if !errors.As(err, &e) || !strings.Contains(err.Error(), cfg.DataDir) || !strings.Contains(e.Hint, "--data-dir") {
 		t.Errorf("got %v, want an error that names the folder, and a hint", err)
+	}
+}
+
+// TestInternalCAHint: a folder that cannot be made is not the same as a root that is broken.
+func TestInternalCAHint(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, "internal-ca"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]string{file: "--data-dir", filepath.Join(file, "below"): "--data-dir", broken: "internal-ca"} {
+		_, err := openInternalCA(dir)
+		var e *cli.Error
+		if !errors.As(err, &e) || !strings.Contains(e.Hint, want) {
+			t.Errorf("%s: got %v and another hint than one with %s: %+v", dir, err, want, e)
+		}
+	}
+	if hint := internalCAHint(broken, &fs.PathError{Op: "open", Path: broken, Err: syscall.EACCES}); !strings.Contains(hint, "run as") || strings.Contains(hint, "new root") {
+		t.Errorf("of who may not read the CA: %q, which must not cost him the CA", hint)
+	}
+}
+
+// TestHostnameWithoutCertificate: the operator is told of a hostname that visitors cannot reach by HTTPS.
+func TestHostnameWithoutCertificate(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.TLS = "files"
+	cfg.Cert, cfg.CertKey, _ = writeCertificate(t)
+	internal := testConfig(t)
+	internal.TLS = "internal"
+	off := testConfig(t)
+	for _, test := range []struct {
+		cfg      config
+		hostname string
+		warns    bool
+	}{{cfg, "app.example.org", true}, {cfg, "x." + testDomain, false}, {internal, "app.example.org", true}, {off, "app.example.org", false}} {
+		log := new(syncBuffer)
+		c, err := openCertificates(test.cfg, cli.NewLogger(log, "info", "text"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.prepareHostname(test.hostname)
+		c.end()
+		if got := strings.Contains(log.String(), "hostname="+test.hostname); got != test.warns {
+			t.Errorf("--tls %s, %s: warned %v, want %v: %s", test.cfg.TLS, test.hostname, got, test.warns, log.String())
+		}
+	}
+}
+
+// TestChallengeProgramMissing: it is told at the start, not with the first certificate.
+func TestChallengeProgramMissing(t *testing.T) {
+	t.Parallel()
+	s := newSetup(t, nil)
+	cfg := s.cfg
+	cfg.TLS, cfg.DataDir, cfg.HTTPS = "auto", t.TempDir(), "127.0.0.1:0"
+	cfg.ACMEDNS, cfg.acmeExec = "exec", filepath.Join(t.TempDir(), "no-such-program")
+	err := run(context.Background(), cfg, func(listenAddrs) { t.Error("it started") })
+	var e *cli.Error
+	if !errors.As(err, &e) || !strings.Contains(err.Error(), cfg.acmeExec) || e.Hint == "" {
+		t.Errorf("got %v, want an error that names the program, and a hint", err)
 	}
 }

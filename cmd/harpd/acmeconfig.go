@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/publicsuffix"
+
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
 )
 
@@ -61,6 +63,9 @@ func (c config) checkedACME() (config, error) {
 	c.Resolver = slices.Clone(c.Resolver)
 	for i, r := range c.Resolver {
 		c.Resolver[i] = withPort(r, "53")
+		if _, err := netip.ParseAddrPort(c.Resolver[i]); err != nil {
+			return c, &cli.Error{Err: fmt.Errorf("--resolver %q is not the address of a DNS server", r), Hint: "such as --resolver 192.0.2.53 or --resolver [2001:db8::53]:5353"}
+		}
 	}
 	if c.HSTS < 0 {
 		return c, &cli.Error{Err: errors.New("--hsts must be 0 (no rule) or more"), Hint: "such as --hsts 4320h, half a year"}
@@ -72,6 +77,12 @@ func (c config) checkedACME() (config, error) {
 		return c, &cli.Error{
 			Err:  fmt.Errorf("--tls auto gets certificates for names, and --domain %s is an address", c.Domain),
 			Hint: "use a name, or --tls internal, files or off",
+		}
+	}
+	if suffix, public := publicsuffix.PublicSuffix(c.Domain); public && suffix == c.Domain || !strings.Contains(c.Domain, ".") {
+		return c, &cli.Error{
+			Err:  fmt.Errorf("--tls auto gets certificates for names on the internet, and --domain %s is nobody's own", c.Domain),
+			Hint: "use a name below one that is yours, such as tunnels.example.com, or --tls internal, files or off",
 		}
 	}
 	var err error

@@ -5,10 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +35,7 @@ type certificates struct {
 	prover harptls.Prover
 	budget *harptls.Budget
 	custom *harptls.Custom // nil unless certificates of hostnames come by themselves
+	log    *slog.Logger
 }
 
 // openCertificates makes what --tls asks for; nil if it is off.
@@ -40,6 +44,7 @@ func openCertificates(cfg config, log *slog.Logger) (c *certificates, err error)
 		ready:  func() error { return nil },
 		prover: harptls.Prover{Domain: cfg.Domain, Resolvers: cfg.Resolver},
 		budget: harptls.NewBudget(),
+		log:    log,
 	}
 	defer func() {
 		if err != nil {
@@ -84,15 +89,29 @@ func lockDataDir(dir string) (release func(), err error) {
 	case errors.Is(err, harptls.ErrDataDirInUse):
 		return nil, &cli.Error{Err: err, Hint: "another harpd runs with this folder; stop it, or give each its own --data-dir"}
 	}
-	return nil, &cli.Error{Err: err, Hint: "choose a folder that can be written with --data-dir"}
+	return nil, &cli.Error{Err: err, Hint: hintDataDir}
 }
+
+const hintDataDir = "choose a folder that can be written with --data-dir"
 
 func openInternalCA(dataDir string) (*harptls.InternalCA, error) {
 	ca, err := harptls.OpenInternalCA(dataDir)
-	if err != nil {
-		return nil, &cli.Error{Err: err, Hint: "move the folder internal-ca away for a new root, which clients then have to trust anew"}
+	if err == nil {
+		return ca, nil
 	}
-	return ca, nil
+	return nil, &cli.Error{Err: err, Hint: internalCAHint(dataDir, err)}
+}
+
+// internalCAHint returns what to do about err, with which the CA in the folder could not be opened. To make another is the
+// last resort: all clients would have to trust that.
+func internalCAHint(dataDir string, err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "this user may not: run as the one that harpd runs as, or choose another folder with --data-dir"
+	}
+	if _, missing := os.Stat(filepath.Join(dataDir, "internal-ca")); missing != nil {
+		return hintDataDir
+	}
+	return "move the folder internal-ca away for a new root, which clients then have to trust anew"
 }
 
 // openWildcard begins --tls auto: the certificates of the domain and its wildcard, by ACME.
@@ -111,6 +130,9 @@ func (c *certificates) openWildcard(cfg config, log *slog.Logger) error {
 			return err
 		}
 	case "exec":
+		if err := cfg.checkProgram(); err != nil {
+			return err
+		}
 		o.Solver = harptls.ExecSolver{Path: cfg.acmeExec, Resolver: resolverOf(cfg.Resolver)}
 	case "rfc2136":
 		provider, err := cfg.openRFC2136()
@@ -168,10 +190,14 @@ func sayWhatIsMissing(ctx context.Context, cfg config, failed <-chan struct{}, l
 		}
 		for _, f := range findings {
 			if f.Level == harptls.LevelMiss {
-				log.Warn("missing: "+f.Text, "add", f.Records)
+				var facts []any
+				if len(f.Records) > 0 {
+					facts = []any{"add", f.Records}
+				}
+				log.Warn("missing: "+f.Text, facts...)
 			}
 		}
-		log.Warn("more by: harpd check --domain " + cfg.Domain)
+		log.Warn("more by: harpd check, with the settings of this harpd")
 		select {
 		case <-time.After(sayEvery):
 		case <-ctx.Done():
@@ -272,11 +298,21 @@ func (c *certificates) proveHostname(ctx context.Context, thumbprint, label, hos
 	return c.budget.Spend(thumbprint, hostname)
 }
 
-// prepareHostname gets the certificate of a hostname before its first visitor comes.
+// prepareHostname gets the certificate of a hostname before its first visitor comes, or says that there is none.
 func (c *certificates) prepareHostname(hostname string) {
-	if c.custom != nil {
+	switch {
+	case c.custom != nil:
 		c.custom.Prepare(hostname)
+	case c.config != nil && !c.covers(hostname):
+		c.log.Warn("visitors cannot reach a hostname by HTTPS: this server has no certificate for it", "hostname", hostname,
+			"hint", "use --tls auto, or --tls files with a certificate that names it, too")
 	}
+}
+
+// covers reports whether there is a certificate for a hostname.
+func (c *certificates) covers(hostname string) bool {
+	cert, err := c.config.GetCertificate(&tls.ClientHelloInfo{ServerName: hostname})
+	return err == nil && cert != nil && cert.Leaf != nil && cert.Leaf.VerifyHostname(hostname) == nil
 }
 
 // hostOf is the name that a request is for.

@@ -24,7 +24,7 @@ func newCheckCommand() *cobra.Command {
 and says in one line each what is right, what may be wrong (warn) and what is missing (MISS), with the
 DNS records to add. Give it the settings that harpd gets. Exit code 1 if anything is missing.`,
 		Example: "  harpd check --domain tunnels.example.com",
-		Args:    cli.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			checked, err := cfg.checked()
 			if err != nil {
@@ -68,7 +68,11 @@ func (c config) look(ctx context.Context) ([]harptls.Finding, error) {
 	if o.Builtin {
 		o.DNS = portOf(c.DNS)
 	}
-	return harptls.Check(ctx, o), nil
+	findings := harptls.Check(ctx, o)
+	if err := c.checkProgram(); err != nil {
+		findings = append(findings, harptls.Finding{Level: harptls.LevelMiss, Text: err.Error()})
+	}
+	return findings, nil
 }
 
 // portOf is the port of an address to listen on, which has been checked.

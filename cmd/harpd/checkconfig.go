@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -40,7 +41,10 @@ func checkDomain(domain string, byHost bool) (string, error) {
 	if host, _, ok := strings.Cut(domain, ":"); ok {
 		return fail("has a port", "harpd --domain "+host+"; ports are set by --http and --https")
 	}
-	name := strings.TrimPrefix(strings.TrimSuffix(domain, "."), "*.")
+	name := strings.TrimSuffix(domain, ".")
+	if parent, ok := strings.CutPrefix(name, "*."); ok {
+		return fail("is a wildcard", "harpd --domain "+parent+"; all names below it are served anyway")
+	}
 	profile := idna.New(idna.MapForLookup(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
 	name, err := profile.ToASCII(name)
 	if err != nil {
@@ -159,8 +163,22 @@ func (c config) checkFiles() error {
 				return err
 			}
 		}
+		if err := c.checkProgram(); err != nil {
+			return err
+		}
 	}
 	return c.checkAuthorizedKeys()
+}
+
+// checkProgram returns an error if --acme-dns exec names no program that can be run.
+func (c config) checkProgram() error {
+	if c.ACMEDNS != "exec" {
+		return nil
+	}
+	if _, err := exec.LookPath(c.acmeExec); err != nil {
+		return &cli.Error{Err: fmt.Errorf("--acme-dns exec: %w", err), Hint: "give the path of a program that this user may run"}
+	}
+	return nil
 }
 
 // checkAuthorizedKeys reads the file of --authorized-keys, if there is one.
@@ -173,7 +191,7 @@ func (c config) checkAuthorizedKeys() error {
 		return &cli.Error{Err: fmt.Errorf("--authorized-keys: %w", err), Hint: "make the file; a line of it can be the thumbprint that harp-agent id prints"}
 	}
 	if _, err := identity.ParseAuthorizedKeys(data); err != nil {
-		return &cli.Error{Err: fmt.Errorf("--authorized-keys %s: %w", c.AuthorizedKeys, err), Hint: "a line is an OpenSSH ssh-ed25519 public key or a thumbprint"}
+		return &cli.Error{Err: fmt.Errorf("--authorized-keys %s: %w", c.AuthorizedKeys, err), Hint: "a line is an OpenSSH ssh-ed25519 public key, or a thumbprint without the word before it"}
 	}
 	return nil
 }

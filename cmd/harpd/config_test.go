@@ -118,6 +118,36 @@ func TestDevConfig(t *testing.T) {
 	}
 }
 
+// TestDevHTTPS: --https can stand alone, and takes an address in either spelling.
+func TestDevHTTPS(t *testing.T) {
+	for _, test := range []struct {
+		args          []string
+		https, target string
+	}{
+		{[]string{"dev"}, "off", ""},
+		{[]string{"dev", "--https"}, "127.0.0.1:8443", ""},
+		{[]string{"dev", "--https", "3000"}, "127.0.0.1:8443", "3000"},
+		{[]string{"dev", "3000", "--https"}, "127.0.0.1:8443", "3000"},
+		{[]string{"dev", "--https", "http://192.168.1.20:8123"}, "127.0.0.1:8443", "http://192.168.1.20:8123"},
+		{[]string{"dev", "--https", "127.0.0.1:12443"}, "127.0.0.1:12443", ""},
+		{[]string{"dev", "--https", "127.0.0.1:12443", "3000"}, "127.0.0.1:12443", "3000"},
+		{[]string{"dev", "3000", "--https", ":12443"}, ":12443", "3000"},
+		{[]string{"--log-level", "debug", "dev", "192.168.1.20:8123", "--https", "[::1]:12443"}, "[::1]:12443", "192.168.1.20:8123"},
+		{[]string{"dev", "192.168.1.20:8123", "--https"}, "127.0.0.1:8443", "192.168.1.20:8123"},
+		{[]string{"dev", "--https=:12443", "192.168.1.20:8123"}, ":12443", "192.168.1.20:8123"},
+		{[]string{"dev", "--https", "--", "192.168.1.20:8123"}, "127.0.0.1:8443", "192.168.1.20:8123"},
+		{[]string{"dev", "--https", "off"}, "off", ""},
+	} {
+		_, got, stderr := runWith(append(test.args, "--data-dir=d", "--key=k")...)
+		if slices.Contains(test.args, "--") { // what follows it is no flag
+			_, got, stderr = runWith(append([]string{"dev", "--data-dir=d", "--key=k"}, test.args[1:]...)...)
+		}
+		if got == nil || got.HTTPS != test.https || got.Target != test.target {
+			t.Errorf("%q: %+v, want HTTPS at %q and the target %q: %s", test.args, got, test.https, test.target, stderr)
+		}
+	}
+}
+
 func TestConfigRefused(t *testing.T) {
 	domain := []string{"--domain", "x.example", "--tls", "off"}
 	auto := []string{"--domain", "x.example"}
@@ -133,6 +163,11 @@ func TestConfigRefused(t *testing.T) {
 		{[]string{"--domain", "a..example"}, `--domain "a..example" is not a domain name`},
 		{[]string{"--domain", strings.Repeat("a.", 101) + "de"}, `--domain "` + strings.Repeat("a.", 101) + `de" is too long`},
 		{[]string{"--domain", "10.0.0.1", "--route", "path"}, "--tls auto gets certificates for names, and --domain 10.0.0.1 is an address"},
+		{[]string{"--domain", "*.x.example"}, `--domain "*.x.example" is a wildcard` + "\nhint: harpd --domain x.example;"},
+		{[]string{"--domain", "com"}, "--tls auto gets certificates for names on the internet, and --domain com is nobody's own"},
+		{[]string{"--domain", "co.uk"}, "--tls auto gets certificates for names on the internet, and --domain co.uk is nobody's own"},
+		{[]string{"--domain", "localhost"}, "--tls auto gets certificates for names on the internet, and --domain localhost is nobody's own"},
+		{append(auto, "--resolver", "foo"), `--resolver "foo" is not the address of a DNS server`},
 		{append(auto, "--acme-ca", "letsencrpyt"), `--acme-ca "letsencrpyt" is neither a known name nor an https URL`},
 		{append(auto, "--acme-dns", "exec"), "--acme-dns exec needs a program"},
 		{append(auto, "--acme-dns", "route53"), `--acme-dns "route53" is not known`},
@@ -155,6 +190,9 @@ func TestConfigRefused(t *testing.T) {
 		{append(domain, "--rate-burst", "0"), "--rate-burst must be 1 or more"},
 		{append(domain, "--max-streams", "0"), "--max-streams must be 1 or more"},
 		{[]string{"3000"}, `unexpected argument "3000"` + "\nhint: harpd dev 3000\n"},
+		{[]string{"--version"}, "unknown flag --version\nhint: harpd version\n"},
+		{[]string{"t.example.com"}, `unexpected argument "t.example.com"` + "\nhint: harpd --domain t.example.com\n"},
+		{[]string{"check", "t.example.com"}, `unexpected argument "t.example.com"` + "\nhint: harpd check --domain t.example.com\n"},
 		{[]string{"dve"}, `unknown command "dve"` + "\nhint: harpd dev\n"},
 		{[]string{"dev", "1", "2"}, `unexpected argument "2" after the target "1"`},
 	}

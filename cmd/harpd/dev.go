@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,10 @@ import (
 	"github.com/harp-tunnel/harp/identity"
 	"github.com/harp-tunnel/harp/tunnel/agent"
 )
+
+// devSession is the session of the built-in agent: a name of its own, which a person's agent with the same key at the same
+// edge does not take over.
+const devSession = "harpd-dev"
 
 // devDrain is how long harpd dev waits for open requests at its end: a person waits for it.
 const devDrain = time.Second
@@ -82,7 +87,8 @@ func devAgent(ctx context.Context, cfg devConfig, at listenAddrs, key identity.K
 	_, port, _ := net.SplitHostPort(addr) // dialable has done the same
 	printed := false
 	a, err := agent.New(agent.Options{
-		Server: scheme + "://" + net.JoinHostPort(host, port), Key: key, Services: []agent.Service{{Handler: h}},
+		Server: scheme + "://" + net.JoinHostPort(host, port), Key: key,
+		Services:     []agent.Service{{Session: devSession, Handler: h}},
 		TLSConfig:    trust,
 		Logger:       log,
 		DrainTimeout: devDrain,
@@ -96,7 +102,10 @@ func devAgent(ctx context.Context, cfg devConfig, at listenAddrs, key identity.K
 	if err != nil {
 		return err
 	}
-	return a.Run(ctx)
+	if err = a.Run(ctx); errors.Is(err, agent.ErrReplaced) {
+		return &cli.Error{Err: err, Hint: "give the other agent a --session that is not " + devSession}
+	}
+	return err
 }
 
 // trustInternal trusts the CA of --tls internal and nothing else.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,7 +45,7 @@ func newCommand(edge func(context.Context, config) error, dev func(context.Conte
 			if len(args) > 0 && looksLikeTarget(args[0]) {
 				return &cli.Error{Err: fmt.Errorf("unexpected argument %q", args[0]), Hint: "harpd dev " + args[0]}
 			}
-			return cli.NoArgs(cmd, args)
+			return noArgs(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			checked, err := cfg.checked()
@@ -69,6 +70,14 @@ func newCommand(edge func(context.Context, config) error, dev func(context.Conte
 	return root
 }
 
+// noArgs is cli.NoArgs for a command with --domain, which is easily left out.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 && strings.Contains(args[0], ".") {
+		return &cli.Error{Err: fmt.Errorf("unexpected argument %q", args[0]), Hint: cmd.CommandPath() + " --domain " + args[0]}
+	}
+	return cli.NoArgs(cmd, args)
+}
+
 // newDevCommand returns the dev command; general holds the settings that all commands have.
 func newDevCommand(dev func(context.Context, devConfig) error, general *config) *cobra.Command {
 	var cfg devConfig
@@ -76,9 +85,9 @@ func newDevCommand(dev func(context.Context, devConfig) error, general *config) 
 		Use:   "dev [TARGET]",
 		Short: "the whole system in one process, to try it on this machine",
 		Long: `harpd dev is an edge and an agent in one process. It publishes TARGET, or without one a built-in
-demo page, and prints the URL. TARGET is a port of this machine, http://…, https://…, h2c://… or
-unix:/path.sock.`,
-		Example: "  harpd dev\n  harpd dev 3000\n  harpd dev http://192.168.1.20:8123 --http 127.0.0.1:9000",
+demo page, and prints the URL. TARGET is a port of this machine, host:port, http://…, https://…, h2c://…
+or unix:/path.sock.`,
+		Example: "  harpd dev\n  harpd dev 3000\n  harpd dev 3000 --https\n  harpd dev http://192.168.1.20:8123 --http 127.0.0.1:9000",
 		Args:    cli.AtMostOne("target"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg.LogLevel, cfg.LogFormat = general.LogLevel, general.LogFormat

@@ -38,7 +38,17 @@ var (
 // A RefusedError is the edge's word that it does not want this agent. Trying again does not help.
 type RefusedError struct {
 	Code   string // one of the messages.Refuse constants or a newer code, "revoked", or "http" for an answer that is no link
-	Reason string // the edge's own words, in one line of at most 500 characters that can be printed
+	Reason string // the edge's own words, in one line of at most 2500 characters that can be printed
+
+	answer *tunnel.RefusedError // with Code "http"
+}
+
+// Unwrap returns the answer that is no link, a *tunnel.RefusedError; nil if there was a link.
+func (e *RefusedError) Unwrap() error {
+	if e.answer == nil {
+		return nil // and no nil of a type
+	}
+	return e.answer
 }
 
 func (e *RefusedError) Error() string {
@@ -78,6 +88,9 @@ type Options struct {
 	DrainTimeout time.Duration
 	// Logger gets what a person wants to know; nil discards.
 	Logger *slog.Logger
+	// Hint returns what a person can do about a failure to get the first link, empty for nothing. It goes into the log with
+	// the failure, unless it is the same as the last time. Nil gives no hints.
+	Hint func(error) string
 	// OnRegister is called each time a service has got its name, which is again after each reconnect.
 	// OnDisconnect is called with the reason each time a link ends on which OnRegister was called, but not when Run
 	// ends because its context does. No two calls happen at once. They must not block: the link waits for them.
@@ -238,7 +251,9 @@ func checkServices(services []Service, audience string) ([]Service, error) {
 		if s.Handler == nil {
 			return nil, fmt.Errorf("agent: service %q%s has no handler", s.Session, s.Path)
 		}
-		claim := identity.Registration{Audience: audience, Challenge: "-", Session: s.Session, Path: s.Path, Mode: s.Mode}
+		claim := identity.Registration{
+			Audience: audience, Challenge: "-", Session: s.Session, Path: s.Path, Mode: s.Mode, Hostnames: s.Hostnames,
+		}
 		if err := claim.Validate(); err != nil {
 			return nil, fmt.Errorf("agent: %w", err)
 		}
@@ -253,7 +268,7 @@ func checkServices(services []Service, audience string) ([]Service, error) {
 }
 
 // Run publishes the services until ctx ends. It then tells the edge, lets running requests finish for DrainTimeout, and
-// returns nil. Lost links are dialled anew for ever, after a random time below a bound that doubles up to 30 s. When the
+// returns nil. Lost links are dialled anew for ever, after a random time below a bound that doubles up to 10 s. When the
 // edge wants the agent to connect again, running requests finish beside the next link, for an hour. Call Run once.
 //
 // It returns early with a *RefusedError, with ErrReplaced, or, with ExitOnFailure, with an error that wraps
@@ -269,6 +284,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.moves.Wait()
 	defer leave()
 	var retry backoff
+	said := "" // the last hint
 	services := a.options.Services
 	for connected := false; ; {
 		l, err := a.connect(ctx, work, services)
@@ -296,13 +312,26 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		}
 		wait := retry.next()
-		a.log.Warn("no link", "reason", err, "again in", wait.Round(time.Millisecond))
+		said = a.sayNoLink(err, wait, said, connected)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// sayNoLink logs a failure, with a hint before the first link unless that was said the last time. It returns the hint.
+func (a *Agent) sayNoLink(err error, wait time.Duration, said string, connected bool) (hint string) {
+	if !connected && a.options.Hint != nil {
+		hint = a.options.Hint(err)
+	}
+	facts := []any{"reason", err}
+	if hint != "" && hint != said {
+		facts = append(facts, "hint", hint)
+	}
+	a.log.Warn("no link", append(facts, "again in", wait.Round(time.Millisecond))...)
+	return hint
 }
 
 // handlerGrace is how long Run waits for handlers whose requests are over. It is longer than a link waits for its last

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"reflect"
 	"slices"
@@ -128,6 +129,7 @@ func TestNewRefuses(t *testing.T) {
 		{"no handler", func(o *Options) { o.Services = []Service{{Session: "api"}} }, `"api" has no handler`},
 		{"bad session", func(o *Options) { o.Services[0].Session = "two words" }, "session"},
 		{"bad path", func(o *Options) { o.Services[0].Path = "api" }, "path"},
+		{"bad hostname", func(o *Options) { o.Services[0].Hostnames = []string{"app.example.org."} }, `hostname "app.example.org."`},
 		{"bad mode", func(o *Options) { o.Services[0].Mode = "both" }, "mode"},
 		{"the same service twice", func(o *Options) { o.Services = append(o.Services, o.Services[0]) }, "two services"},
 		{"the same path, spelled in two ways", func(o *Options) {
@@ -301,6 +303,22 @@ func TestOnRegister(t *testing.T) {
 			t.Errorf("got %+v, want what the edge said: %+v", r, want)
 		}
 		l.wants(7, "/", "main /")
+	})
+}
+
+// TestHostnamesAreLogged: the log says that a name of one's own is served.
+func TestHostnamesAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, log := newMemoryEdge(t), new(lockedBuffer)
+		startAgent(t, e, func(o *Options) {
+			o.Services[0].Hostnames = []string{"app.example.org", "example.org"}
+			o.Logger = slog.New(slog.NewTextHandler(log, nil))
+		})
+		e.accept(1)
+		synctest.Wait()
+		if said := log.String(); !strings.Contains(said, "msg=registered url=https://") || !strings.Contains(said, " domains=app.example.org,example.org\n") {
+			t.Errorf("the log says %q, want the hostnames beside the URL", said)
+		}
 	})
 }
 

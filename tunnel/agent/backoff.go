@@ -7,7 +7,7 @@ import (
 
 const (
 	firstWait = 500 * time.Millisecond
-	maxWait   = 30 * time.Second
+	maxWait   = 10 * time.Second // what visitors wait at most when a server is there again
 	// steady is how long a link must have lived for the waits to begin anew.
 	steady = 10 * time.Second
 )

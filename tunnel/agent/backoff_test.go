@@ -8,7 +8,7 @@ import (
 func TestBackoff(t *testing.T) {
 	var b backoff
 	bounds := []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second,
-		16 * time.Second, 30 * time.Second, 30 * time.Second}
+		10 * time.Second, 10 * time.Second}
 	for i, bound := range bounds {
 		wait := b.next()
 		if wait < 0 || wait >= bound {

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/harp-tunnel/harp/tunnel"
 )
 
 // answering listens, and answers with the statuses, one after the other, before it takes links.
@@ -50,6 +52,9 @@ func TestHTTPRefusalAtFirstStart(t *testing.T) {
 		}
 		if err.Error() != says {
 			t.Errorf("%d: the error says %q, want %q", status, err, says)
+		}
+		if answer, ok := errors.AsType[*tunnel.RefusedError](err); !ok || answer.Status != status || answer.Location == "" {
+			t.Errorf("%d: %+v is behind the refusal, want the answer, with where it leads to", status, answer)
 		}
 	}
 }

@@ -24,8 +24,8 @@ const (
 	moveTimeout = time.Hour
 	// maxMoved is how many such links are kept beside the one in use. An edge that asks for more loses the oldest.
 	maxMoved = 8
-	// maxShown is how many characters of the edge's words are shown.
-	maxShown = 500
+	// maxShown is how many characters of the edge's words are shown. DNS records that an edge asks for fit in whole.
+	maxShown = 2500
 
 	codeHTTP    = "http"
 	codeRevoked = "revoked"
@@ -73,6 +73,9 @@ func (a *Agent) connect(ctx, work context.Context, services []Service) (*link, e
 	defer cancel()
 	conn, challenge, err := a.dial(dial, a.url, tunnel.DialOptions{TLS: trust, Proxy: true})
 	if err != nil {
+		if dial.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("the server did not answer in %v", dialTimeout)
+		}
 		return nil, asRefusal(err)
 	}
 	l := &link{
@@ -118,7 +121,7 @@ func asRefusal(err error) error {
 	case status == http.StatusTooManyRequests:
 		return err
 	case status == http.StatusMovedPermanently, status == http.StatusPermanentRedirect, status >= 400 && status < 500:
-		return &RefusedError{Code: codeHTTP, Reason: printable(refused.Error())}
+		return &RefusedError{Code: codeHTTP, Reason: printable(refused.Error()), answer: refused}
 	}
 	return err
 }
@@ -192,7 +195,7 @@ func (l *link) handleText(text []byte) error {
 		r.Limits = *answer.Limits
 	}
 	l.grantTLS(answer.Registration, answer.Hostname, service)
-	l.announce(r)
+	l.announce(r, service.Hostnames)
 	if last {
 		close(l.registered)
 	}
@@ -237,15 +240,20 @@ func isFinal(err error, connected bool) bool {
 	return false
 }
 
-// announce tells the program of a name, unless it was told that the link is lost.
-func (l *link) announce(r Registration) {
+// announce tells the program of a name, and the log also of the hostnames of one's own that came with it, unless the program
+// was told that the link is lost.
+func (l *link) announce(r Registration, hostnames []string) {
 	l.told.Lock()
 	defer l.told.Unlock()
 	if l.down {
 		return
 	}
 	l.up = true
-	l.agent.log.Info("registered", "url", r.URL)
+	facts := []any{"url", r.URL}
+	if len(hostnames) > 0 {
+		facts = append(facts, "domains", strings.Join(hostnames, ","))
+	}
+	l.agent.log.Info("registered", facts...)
 	if l.agent.options.OnRegister != nil {
 		l.agent.options.OnRegister(r)
 	}

@@ -128,7 +128,7 @@ func TestProxyFromEnvironment(t *testing.T) {
 		{"NO_PROXY for another", []string{"HTTPS_PROXY=PROXY", "NO_PROXY=other.test"}, 0, 1, []string{asked}, "Run: <nil>\nlooked up: false\n"},
 		{"HTTP_PROXY is not for https", []string{"HTTP_PROXY=PROXY"}, 0, 1, nil, "Run: <nil>\nlooked up: true\n"},
 		{"the proxy refuses", []string{"HTTPS_PROXY=PROXY"}, 407, 0, []string{asked},
-			"Run: cannot reach the server: failed to WebSocket dial"},
+			"Run: cannot reach the server: the proxy PROXY answered 407 Proxy Authentication Required\n"},
 	} {
 		p := &connectProxy{edge: addr, status: c.status}
 		server := httptest.NewServer(p)
@@ -136,7 +136,7 @@ func TestProxyFromEnvironment(t *testing.T) {
 		for _, line := range c.env {
 			env = append(env, strings.Replace(line, "=PROXY", "=http://me:secret@"+server.Listener.Addr().String(), 1))
 		}
-		said := playChild(t, e, c.links, env)
+		said := strings.ReplaceAll(playChild(t, e, c.links, env), server.Listener.Addr().String(), "PROXY")
 		server.Close()
 		if !slices.Equal(p.asked, c.proxied) {
 			t.Errorf("%s: the proxy was asked for %q, want %q", c.name, p.asked, c.proxied)

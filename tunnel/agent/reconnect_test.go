@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,7 +47,7 @@ func TestBackoffGrows(t *testing.T) {
 				synctest.Wait()
 				ends = append(ends, time.Now())
 			}
-			var total time.Duration // of the waits whose bound is 30 s
+			var total time.Duration // of the waits whose bound is maxWait
 			for i := 1; i < len(waits); i++ {
 				wait := waits[i].Sub(ends[i-1])
 				if bound := min(firstWait<<min(i-1, 10), maxWait); wait > bound {
@@ -55,8 +57,8 @@ func TestBackoffGrows(t *testing.T) {
 					total += wait
 				}
 			}
-			// Of 32 waits with the mean of 15 s, this is six standard deviations off.
-			if want := 32 * 15 * time.Second * 2 / 5; total < want {
+			// Of 32 waits with the mean of maxWait/2, this is six standard deviations off.
+			if want := 32 * maxWait / 2 * 2 / 5; total < want {
 				t.Errorf("%s: 32 waits took %v together, want more than %v", c.name, total, want)
 			}
 		})
@@ -93,6 +95,41 @@ func TestWaitsForTheNetwork(t *testing.T) {
 		e.accept(1).wants(1, "/", "main /")
 		if d := time.Since(began); d > maxWait {
 			t.Errorf("the agent came %v after the network, want at most %v", d, maxWait)
+		}
+	})
+}
+
+// TestHints: a hint stands beside the failure that it is for, once, and never after a link.
+func TestHints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newMemoryEdge(t)
+		reason := errors.New("typing mistake")
+		e.refuseWith(func() error { return reason })
+		log := new(lockedBuffer)
+		startAgent(t, e, func(o *Options) {
+			o.Logger = slog.New(slog.NewTextHandler(log, nil))
+			o.Hint = func(err error) string {
+				if errors.Is(err, reason) {
+					return "look at what you typed"
+				}
+				return ""
+			}
+		})
+		time.Sleep(time.Hour)
+		said := log.String()
+		if first, _, _ := strings.Cut(said, "\n"); !strings.Contains(first, "typing mistake") || !strings.Contains(first, "look at what you typed") {
+			t.Errorf("the first line is %q, want the reason with its hint", first)
+		}
+		if n := strings.Count(said, "hint="); n != 1 || strings.Count(said, "no link") < 10 {
+			t.Errorf("%d hints beside one reason, want 1:\n%.2000s", n, said)
+		}
+		e.refuseWith(nil)
+		l := e.accept(1)
+		e.refuseWith(func() error { return reason })
+		l.cut()
+		time.Sleep(time.Hour)
+		if n := strings.Count(log.String(), "hint="); n != 1 {
+			t.Errorf("%d hints, want none after a link: what was typed was right", n-1)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -178,13 +179,11 @@ func TestErrorReasonIsCleaned(t *testing.T) {
 // TestRefusalKeepsItsRecord: the record that a person is to add is at the end of the sentence, and a part of it is of no use.
 func TestRefusalKeepsItsRecord(t *testing.T) {
 	label, host := strings.Repeat("l", 52), strings.Repeat("h.", 126)+"h"
-	domain := strings.Repeat("d.", 100) + "d"
-	for _, found := range []string{"x." + domain, strings.Repeat(`\255`, 253)} {
-		says := (&harptls.NotProvenError{Hostname: host, Found: "leads to " + found, Target: label + "." + domain, Label: label}).Error()
-		refusal := refuseUnproven([]error{errors.New(says)})
-		if refusal == nil || refusal.Message != says {
-			t.Errorf("the refusal is %+v, want all of %q", refusal, says)
-		}
+	target := label + "." + strings.Repeat("d.", 99) + "d"
+	says := host + " leads to " + strings.Repeat(`\255`, 253) + ": add the record " + host + ". CNAME " + target +
+		". or, for a name that cannot have one, _harp." + host + `. TXT "` + label + `"`
+	if refusal := refuseUnproven([]error{errors.New(says)}); refusal == nil || refusal.Message != says {
+		t.Errorf("the refusal is %+v, want all of %q", refusal, says)
 	}
 	if n := len(cleanReason(strings.Repeat("x", 100_000))); n > maxRefusal {
 		t.Errorf("a refusal has %d bytes, want at most %d", n, maxRefusal)

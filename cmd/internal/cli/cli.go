@@ -31,7 +31,7 @@ func Main(root *cobra.Command, prefix string, args []string, stdout, stderr io.W
 	context.AfterFunc(ctx, stop) // gives the second signal its ordinary effect back
 
 	prepare(root, prefix)
-	root.SetArgs(append([]string{}, args...)) // never nil: cobra would read os.Args
+	root.SetArgs(append([]string{}, joinOptional(root, args)...)) // never nil: cobra would read os.Args
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	return report(stderr, root.Name(), root.ExecuteContext(ctx))

@@ -94,6 +94,9 @@ func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) error {
 		name, typed = group, "-"+group
 	}
 	name, _, _ = strings.Cut(dashed(name), "=")
+	if name == "version" {
+		return &Error{Err: fmt.Errorf("unknown flag %s", typed), Hint: cmd.Root().Name() + " version"}
+	}
 	var known []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {

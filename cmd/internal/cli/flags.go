@@ -59,6 +59,13 @@ func (f *Flags) General(logLevel, logFormat *string) {
 	f.Choice(logFormat, "log-format FORMAT", "text", logFormats, "how to log it: text or json")
 }
 
+// Hide leaves the named flags out of the help and of suggestions.
+func (f *Flags) Hide(names ...string) {
+	for _, name := range names {
+		f.set.Lookup(name).Hidden = true
+	}
+}
+
 // String declares a setting of any text.
 func (f *Flags) String(p *string, name, value, usage string) {
 	*p = value
@@ -72,8 +79,37 @@ func (f *Flags) Bool(p *bool, name string, value bool, usage string) {
 	f.set.Lookup(name).NoOptDefVal = "true"
 }
 
-// Optional lets a declared flag be given without a value, which then is value.
-func (f *Flags) Optional(name, value string) { f.set.Lookup(name).NoOptDefVal = value }
+// Optional lets a declared flag of text be given without a value, which then is value. An argument right after the flag
+// is its value if fits says so, else one of the command's own.
+func (f *Flags) Optional(name, value string, fits func(string) bool) {
+	flag := f.set.Lookup(name)
+	flag.NoOptDefVal = value
+	flag.Value.(*scalar[string]).fits = fits
+}
+
+// joinOptional returns args with the value of each flag that can stand alone joined to it, as pflag wants it.
+func joinOptional(root *cobra.Command, args []string) []string {
+	cmd, _, err := root.Find(args)
+	if err != nil {
+		return args // which the command line's own error says
+	}
+	var joined []string
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			return append(joined, args[i:]...)
+		}
+		name, long := strings.CutPrefix(arg, "--")
+		if flag := cmd.Flags().Lookup(name); long && flag != nil && i+1 < len(args) {
+			if v, ok := flag.Value.(*scalar[string]); ok && v.fits != nil && v.fits(args[i+1]) {
+				i++
+				arg += "=" + args[i]
+			}
+		}
+		joined = append(joined, arg)
+	}
+	return joined
+}
 
 // Int declares a whole number.
 func (f *Flags) Int(p *int, name string, value int, usage string) {

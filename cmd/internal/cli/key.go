@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strings"
 
 	"github.com/harp-tunnel/harp/identity"
 )
@@ -51,7 +52,11 @@ func KeyError(err error, path string) error {
 		withKey = " --key " + path
 	}
 	e := &Error{Err: err, Code: CodeKey}
+	private, public := strings.CutSuffix(path, ".pub")
 	switch {
+	case public && (errors.Is(err, identity.ErrPermissions) || errors.Is(err, identity.ErrNotKey)):
+		e.Err = fmt.Errorf("%s is a public key, and the private one is needed", path)
+		e.Hint = "give " + private + " instead"
 	case path == "":
 		e.Err = errors.New("this system has no folder for the key")
 		e.Hint = "harp-agent --key FILE"
@@ -66,7 +71,7 @@ func KeyError(err error, path string) error {
 	case errors.Is(err, identity.ErrNotKey):
 		e.Hint = "harp-agent keygen --key FILE makes a key in another file"
 	case errors.Is(err, fs.ErrPermission):
-		e.Hint = "ls -l " + path
+		e.Hint = "give a file that this user may use: --key FILE"
 	}
 	return e
 }

@@ -15,6 +15,7 @@ type scalar[T any] struct {
 	kind   string // what Type returns
 	parse  func(string) (T, error)
 	format func(T) string
+	fits   func(string) bool // nil unless the flag may stand alone: whether the argument after it is its value
 }
 
 // Set parses s; on an error the setting keeps its value.
