@@ -10,10 +10,11 @@ import (
 
 // TestRequestContext holds it against what the context package promises, with contexts made from it.
 func TestRequestContext(t *testing.T) {
+	type key struct{}
 	synctest.Test(t, func(t *testing.T) {
 		c := new(requestContext)
 		early := c.Done()
-		child, cancel := context.WithTimeout(context.WithValue(c, "key", "value"), time.Hour)
+		child, cancel := context.WithTimeout(context.WithValue(c, key{}, "value"), time.Hour)
 		defer cancel()
 		var ran atomic.Int32
 		context.AfterFunc(c, func() { ran.Add(1) })
