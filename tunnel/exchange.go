@@ -108,7 +108,7 @@ func (x *exchange) lost(err error) error {
 	if !errors.Is(err, ErrClosed) {
 		return err
 	}
-	<-x.session.written // until then the request may still go out
+	<-x.session.out.written // until then the request may still go out
 	if !x.session.out.begun(x.batch) {
 		err = errors.Join(errUnsent, err)
 	}

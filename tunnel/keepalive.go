@@ -25,7 +25,7 @@ func (s *Session) keepalive(end context.CancelCauseFunc) (stop func()) {
 			return
 		}
 		now := time.Since(s.start)
-		idle, quiet := now-time.Duration(s.heard.Load()), now-time.Duration(s.sent.Load())
+		idle, quiet := now-time.Duration(s.heard.Load()), now-time.Duration(s.out.sent.Load())
 		// A machine that slept has a wall clock ahead of its timers; the peer has given the link up meanwhile.
 		slept := time.Now().Round(0).Sub(wall) > 4*interval
 		wall = time.Now().Round(0)

@@ -376,7 +376,7 @@ func TestEnoughLeavesTheHandlerAlone(t *testing.T) {
 // TestOverflowEndsTheLink has a peer that asks and never reads: what finds no room must not be lost in silence.
 func TestOverflowEndsTheLink(t *testing.T) {
 	var cause error
-	o := newOutbox(func(err error) { cause = err })
+	o := newOutbox(nil, func(err error) { cause = err })
 	small := func(b []byte) []byte { return append(b, make([]byte, 1<<20)...) }
 	for o.control(small) == nil {
 	}

@@ -2,10 +2,10 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
-	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/harp-tunnel/harp/messages"
 )
@@ -27,13 +27,17 @@ const (
 
 var errStalledPeer = errors.New("tunnel: peer does not read what it asks for")
 
-// An outbox gathers messages from many streams for the one goroutine that writes to the link: what has come
+// An outbox gathers messages from many streams for a link, to which one goroutine at a time writes: what has come
 // together while a batch was on its way is the next batch. Heads and control go first; bodies take turns.
 type outbox struct {
-	ready    chan struct{} // holds one token while there may be something to write
-	overflow func(error)   // ends the link of a peer that does not read
+	conn    Conn
+	end     func(error)   // ends the link, of which a write failed or the peer does not read
+	written chan struct{} // closed when nothing more is written: after close, or a write that failed
+	start   time.Time
+	sent    atomic.Int64 // when something was last written, in nanoseconds after start
 
 	mu      sync.Mutex    // guards the fields below; taken before Session.mu; never held across I/O
+	writing bool          // somebody writes, and comes back for what is gathered; nobody may before begin
 	texts   [][]byte      // text messages, at most maxTexts
 	urgent  []byte        // heads and control
 	body    []byte        // bodies, at most bodyBatch bytes but for ends and cancels
@@ -51,16 +55,9 @@ type offer struct {
 	done chan struct{} // closed when all of p was taken, or none of it will be
 }
 
-func newOutbox(overflow func(error)) *outbox {
-	return &outbox{overflow: overflow, ready: make(chan struct{}, 1), current: 1}
-}
-
-// signal tells the writer that there is work.
-func (o *outbox) signal() {
-	select {
-	case o.ready <- struct{}{}:
-	default:
-	}
+// newOutbox returns an outbox that gathers, and writes nothing to conn before begin.
+func newOutbox(conn Conn, end func(error)) *outbox {
+	return &outbox{conn: conn, end: end, written: make(chan struct{}), start: time.Now(), writing: true, current: 1}
 }
 
 // control appends a small message that must not wait: credit, cancel, ping. It may be called by the reader of the link.
@@ -79,26 +76,29 @@ func (o *outbox) add(queue *[]byte, encode func(b []byte) []byte) error {
 	}
 	if len(*queue) > maxUrgent {
 		o.mu.Unlock()
-		o.overflow(errStalledPeer)
+		o.end(errStalledPeer)
 		return errStalledPeer
 	}
 	*queue = encode(buffer(*queue))
-	o.mu.Unlock()
-	o.signal()
+	o.unlockAndWrite(false)
 	return nil
 }
 
 // head appends a head, after waiting for room if many are queued, and returns the number of the batch that it is part of.
 // It gives up with errGivenUp when the channel that quits returns is closed; it is asked for only if there is no room.
-func (o *outbox) head(quits func() <-chan struct{}, encode func(b []byte) ([]byte, error)) (uint64, error) {
+// With more, the caller adds to the body at once, or calls flush; until then the head may wait.
+func (o *outbox) head(quits func() <-chan struct{}, more bool, encode func(b []byte) ([]byte, error)) (uint64, error) {
 	if err := o.lockWithRoom(quits, &o.urgent, headBatch); err != nil {
 		return 0, err
 	}
 	b, err := encode(buffer(o.urgent))
 	o.urgent = b
 	current := o.current
-	o.mu.Unlock()
-	o.signal()
+	if more && err == nil {
+		o.mu.Unlock()
+	} else {
+		o.unlockAndWrite(true)
+	}
 	return current, err
 }
 
@@ -147,14 +147,12 @@ func (o *outbox) offer(st *stream, p []byte, end bool, expired <-chan struct{}) 
 		p = p[n:]
 	}
 	if len(p) == 0 {
-		o.mu.Unlock()
-		o.signal()
+		o.unlockAndWrite(true)
 		return size, nil
 	}
 	w := &offer{st: st, p: p, end: end, done: make(chan struct{})}
 	o.waiting = append(o.waiting, w)
-	o.mu.Unlock()
-	o.signal()
+	o.unlockAndWrite(false)
 	select {
 	case <-w.done:
 	case <-st.quits():
@@ -195,59 +193,24 @@ func (o *outbox) trailers(st *stream, message []byte) error {
 		return err
 	}
 	o.body = append(buffer(o.body), message...)
-	o.mu.Unlock()
-	o.signal()
+	o.unlockAndWrite(true)
 	return nil
 }
 
 // text appends a text message, which the outbox keeps.
 func (o *outbox) text(text []byte) error {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	if o.err != nil {
+		o.mu.Unlock()
 		return o.err
 	}
 	if len(o.texts) == maxTexts {
+		o.mu.Unlock()
 		return errStalledPeer
 	}
 	o.texts = append(o.texts, text)
-	o.signal()
+	o.unlockAndWrite(false)
 	return nil
-}
-
-// A batch is what goes to the link at once, in the order of its fields.
-type batch struct {
-	texts        [][]byte
-	urgent, body []byte
-}
-
-// take waits for the next batch, which is the caller's until it releases it. It returns ok false when the outbox was
-// closed and everything has been taken.
-func (o *outbox) take() (b batch, ok bool) {
-	for range o.ready {
-		runtime.Gosched()
-		o.mu.Lock()
-		b = batch{o.texts, o.urgent, o.body}
-		o.texts, o.urgent, o.body = nil, nil, nil
-		if len(b.texts)+len(b.urgent)+len(b.body) == 0 {
-			closed := o.err != nil
-			o.mu.Unlock()
-			if closed {
-				return batch{}, false
-			}
-			continue
-		}
-		o.current++
-		o.serveWaitingLocked()
-		o.makeRoomLocked()
-		again := len(o.body) > 0 || o.err != nil
-		o.mu.Unlock()
-		if again {
-			o.signal()
-		}
-		return b, true
-	}
-	return batch{}, false
 }
 
 // makeRoomLocked lets those try again that wait for room.
@@ -288,8 +251,10 @@ func (o *outbox) close(err error) {
 		o.waiting = nil
 		o.makeRoomLocked()
 	}
+	if !o.writing {
+		o.finishLocked()
+	}
 	o.mu.Unlock()
-	o.signal()
 }
 
 // begun reports whether the writing of the given batch has begun.
@@ -297,56 +262,4 @@ func (o *outbox) begun(number uint64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.current > number
-}
-
-// send writes the batch to c, in messages of at most maxMessage bytes, and releases it.
-func (b batch) send(c Conn) error {
-	for _, text := range b.texts {
-		if err := c.WriteText(text); err != nil {
-			return err
-		}
-	}
-	if len(b.urgent)+len(b.body) == 0 {
-		return nil
-	}
-	err := writeParts(c, b.urgent, b.body)
-	releaseBuffer(b.urgent)
-	releaseBuffer(b.body)
-	return err
-}
-
-func writeParts(c Conn, urgent, body []byte) error {
-	if len(urgent) <= maxMessage && len(body) <= maxMessage {
-		return c.WriteBinary(urgent, body)
-	}
-	for _, p := range [2][]byte{urgent, body} {
-		for len(p) > 0 {
-			n, err := cut(p)
-			if err != nil {
-				return err
-			}
-			if err := c.WriteBinary(p[:n]); err != nil {
-				return err
-			}
-			p = p[n:]
-		}
-	}
-	return nil
-}
-
-// cut returns how many bytes of b, at a message's end, fit in one message of the link.
-func cut(b []byte) (int, error) {
-	n := 0
-	for rest := b; len(rest) > 0; {
-		var err error
-		if _, _, rest, err = messages.Next(rest); err != nil {
-			return 0, fmt.Errorf("tunnel: BUG: outbox holds a %w", err)
-		}
-		if end := len(b) - len(rest); end > maxMessage {
-			break
-		} else {
-			n = end
-		}
-	}
-	return n, nil
 }

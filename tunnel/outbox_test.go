@@ -61,6 +61,18 @@ func (c *partConn) WriteBinary(parts ...[]byte) error {
 	return nil
 }
 
+// A batchChan is a Conn to which somebody else listens. It takes what need not be cut.
+type batchChan chan<- batch
+
+func (batchChan) NextMessage() (bool, io.Reader, error) { return false, nil, io.EOF }
+func (batchChan) Close() error                          { return nil }
+func (batchChan) WriteText([]byte) error                { return nil }
+
+func (c batchChan) WriteBinary(parts ...[]byte) error {
+	c <- batch{urgent: bytes.Clone(parts[0]), body: bytes.Clone(parts[1])}
+	return nil
+}
+
 // never is for who waits for room without end.
 func never() <-chan struct{} { return nil }
 
@@ -72,7 +84,9 @@ func testStream(id uint32) *stream {
 // order, and a caller may reuse its buffer as soon as offer has returned.
 func TestNothingIsLost(t *testing.T) {
 	const streams, size = 64, 300_000
-	o := newOutbox(func(error) {})
+	batches := make(chan batch)
+	o := newOutbox(batchChan(batches), func(error) {})
+	o.begin()
 	var sums [streams + 1]uint32
 	var wg sync.WaitGroup
 	for id := uint32(1); id <= streams; id++ {
@@ -100,15 +114,13 @@ func TestNothingIsLost(t *testing.T) {
 	go func() {
 		wg.Wait()
 		o.close(ErrClosed)
+		<-o.written
+		close(batches)
 	}()
 	var got [streams + 1]uint32
 	var sizes [streams + 1]int
 	var ended [streams + 1]bool
-	for {
-		b, ok := o.take()
-		if !ok {
-			break
-		}
+	for b := range batches {
 		if len(b.body) > bodyBatch+64*messages.HeaderLen {
 			t.Errorf("a batch has %d bytes of bodies, want at most %d and their headers", len(b.body), bodyBatch)
 		}
@@ -138,7 +150,7 @@ func TestNothingIsLost(t *testing.T) {
 // TestTurns has bulk streams share the link, with a small body and a head coming in between.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox(func(error) {})
+		o := newOutbox(nil, func(error) {})
 		for id := range uint32(8) {
 			go func() { _, _ = o.offer(testStream(id+1), make([]byte, 1<<20), false, nil) }()
 			synctest.Wait()
@@ -155,7 +167,7 @@ func TestTurns(t *testing.T) {
 		for batches := 1; batches < 40; batches++ {
 			if batches == 3 {
 				go func() { _, _ = o.offer(testStream(100), make([]byte, 1000), false, nil) }()
-				_, _ = o.head(never, func(b []byte) ([]byte, error) { return append(b, responds(100, 200, 0)...), nil })
+				_, _ = o.head(never, false, func(b []byte) ([]byte, error) { return append(b, responds(100, 200, 0)...), nil })
 				synctest.Wait()
 			}
 			kinds, _ := split(t, next())
@@ -187,7 +199,7 @@ func TestTurns(t *testing.T) {
 // TestWithdrawnOffer ends a stream while its bytes wait: what was not taken is not read again.
 func TestWithdrawnOffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox(func(error) {})
+		o := newOutbox(nil, func(error) {})
 		st, p := testStream(1), bytes.Repeat([]byte{'x'}, 1<<20)
 		var n int
 		var err error
@@ -218,7 +230,7 @@ func TestWithdrawnOffer(t *testing.T) {
 // TestCloseWhileOffersWait wants everybody to be told, and what was gathered to be sent.
 func TestCloseWhileOffersWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox(func(error) {})
+		o := newOutbox(nil, func(error) {})
 		gone := errors.New("gone")
 		errs := make(chan error, 30)
 		taken := make(chan int, 10)
@@ -229,7 +241,7 @@ func TestCloseWhileOffersWait(t *testing.T) {
 				errs <- err
 			}()
 			go func() {
-				_, err := o.head(never, func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil })
+				_, err := o.head(never, false, func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil })
 				errs <- err
 			}()
 			go func() { errs <- o.trailers(nil, trailers(id+1, "X: y")) }()
@@ -278,7 +290,7 @@ func TestCloseWhileOffersWait(t *testing.T) {
 }
 
 func TestTextsGoFirst(t *testing.T) {
-	o := newOutbox(func(error) {})
+	o := newOutbox(nil, func(error) {})
 	_ = o.control(func(b []byte) []byte { return messages.AppendReserved(b, 0) })
 	for i := range maxTexts {
 		if err := o.text(fmt.Append(nil, i)); err != nil {
@@ -300,7 +312,7 @@ func TestTextsGoFirst(t *testing.T) {
 
 // TestLargeBatchesAreCut gathers more than one message of a link can carry.
 func TestLargeBatchesAreCut(t *testing.T) {
-	o := newOutbox(func(error) {})
+	o := newOutbox(nil, func(error) {})
 	largest := raw(messages.TypeHTTPResponse, 0, 7, string(make([]byte, messages.MaxPayload)))
 	want := 0
 	add := func(b []byte) {
@@ -387,9 +399,9 @@ func TestTrailersThatDoNotFit(t *testing.T) {
 // TestHeadGivesUp has a visitor leave while a head waits for room.
 func TestHeadGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox(func(error) {})
+		o := newOutbox(nil, func(error) {})
 		large := func(b []byte) ([]byte, error) { return append(b, make([]byte, headBatch+1)...), nil }
-		first, err := o.head(never, large)
+		first, err := o.head(never, false, large)
 		if err != nil || o.begun(first) {
 			t.Errorf("first head: begun %v, %v", o.begun(first), err)
 		}
@@ -398,12 +410,12 @@ func TestHeadGivesUp(t *testing.T) {
 			synctest.Wait()
 			close(quit)
 		}()
-		if _, err := o.head(func() <-chan struct{} { return quit }, large); err != errGivenUp {
+		if _, err := o.head(func() <-chan struct{} { return quit }, false, large); err != errGivenUp {
 			t.Errorf("second head: %v, want %v", err, errGivenUp)
 		}
 		second := make(chan uint64)
 		go func() {
-			n, _ := o.head(never, large)
+			n, _ := o.head(never, false, large)
 			second <- n
 		}()
 		synctest.Wait()

@@ -24,7 +24,7 @@ func (s *Session) OpenTLS(ctx context.Context, registration uint32, serverName, 
 
 // begin sends what encode appends as the first message of st, with its number.
 func (s *Session) begin(ctx context.Context, st *stream, encode func([]byte) ([]byte, error)) error {
-	batch, err := s.out.head(ctx.Done, func(b []byte) ([]byte, error) {
+	batch, err := s.out.head(ctx.Done, false, func(b []byte) ([]byte, error) {
 		if err := s.admit(st); err != nil {
 			return b, err
 		}

@@ -69,7 +69,7 @@ func (w *responseWriter) WriteHeader(status int) {
 	_, typed := w.header["Content-Type"]
 	w.sniff = !typed && w.header["Content-Encoding"] == nil && bodyAllowed(status)
 	if status == http.StatusSwitchingProtocols {
-		_ = w.flushHead(0)
+		_ = w.flushHead(0, false)
 	}
 }
 
@@ -80,7 +80,7 @@ func (w *responseWriter) sendInterim(status int) {
 	if status == http.StatusContinue {
 		w.mayContinue = false
 	}
-	_ = w.sendHead(status, appendResponseHeader(nil, w.header, status), 0)
+	_ = w.sendHead(status, appendResponseHeader(nil, w.header, status), 0, false)
 }
 
 // askForBody sends 100 Continue if the visitor still waits for it.
@@ -89,7 +89,7 @@ func (w *responseWriter) askForBody() {
 	defer w.interim.Unlock()
 	if w.mayContinue {
 		w.mayContinue = false
-		_ = w.sendHead(http.StatusContinue, nil, 0)
+		_ = w.sendHead(http.StatusContinue, nil, 0, false)
 	}
 }
 
@@ -159,7 +159,15 @@ func (w *responseWriter) send(p []byte) (n int, err error) {
 	if w.broken == nil {
 		n, w.broken = w.st.write(p, w.expired.wait())
 	}
-	return n, w.broken
+	return n, w.sent(w.broken)
+}
+
+// sent sees to it that a head that was held back for the body goes out, whatever came of that.
+func (w *responseWriter) sent(err error) error {
+	if err != nil {
+		w.st.session.out.flush()
+	}
+	return err
 }
 
 // flush sends the head and what is pending. next is what follows, for the sniffer.
@@ -169,12 +177,12 @@ func (w *responseWriter) flush(next []byte) error {
 	}
 	if !w.headSent {
 		w.sniffType(next)
-		if err := w.flushHead(0); err != nil {
+		if err := w.flushHead(0, len(w.pending)+len(next) > 0); err != nil {
 			return err
 		}
 	}
 	if len(w.pending) == 0 {
-		return w.st.sendError()
+		return w.sent(w.st.sendError())
 	}
 	_, err := w.send(w.pending)
 	w.pending = w.pending[:0]
@@ -195,16 +203,16 @@ func (w *responseWriter) sniffType(next []byte) {
 	}
 }
 
-// flushHead sends the final head.
-func (w *responseWriter) flushHead(flags messages.Flags) error {
+// flushHead sends the final head; with more, some of the body comes at once.
+func (w *responseWriter) flushHead(flags messages.Flags, more bool) error {
 	w.headSent = true
-	err := w.sendHead(w.status, w.fields, flags)
+	err := w.sendHead(w.status, w.fields, flags, more)
 	releaseBuffer(w.fields)
 	w.fields = nil
 	return err
 }
 
-func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flags) error {
+func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flags, more bool) error {
 	kind := messages.TypeHTTPResponse
 	if w.st.kind == messages.TypeWSMessage {
 		kind = messages.TypeWSResponse
@@ -213,7 +221,7 @@ func (w *responseWriter) sendHead(status int, fields []byte, flags messages.Flag
 		return err // what comes after a cancel in the stream must not go before it in the outbox
 	}
 	head := messages.HTTPResponse{Status: status}
-	_, err := w.st.session.out.head(w.st.quits, func(b []byte) ([]byte, error) {
+	_, err := w.st.session.out.head(w.st.quits, more, func(b []byte) ([]byte, error) {
 		if len(fields)+2 > maxResponseHead {
 			return b, messages.ErrTooLong
 		}
@@ -315,16 +323,16 @@ func (w *responseWriter) end(trailers http.Header) error {
 		return nil
 	}
 	if !w.headSent {
-		if err := w.flushHead(0); err != nil {
+		if err := w.flushHead(0, true); err != nil {
 			return err
 		}
 	}
-	return w.st.writeLast(w.pending, w.expired.wait())
+	return w.sent(w.st.writeLast(w.pending, w.expired.wait()))
 }
 
 // finishEmpty sends a head that is the whole response.
 func (w *responseWriter) finishEmpty() {
-	if w.flushHead(messages.FlagEnd) == nil {
+	if w.flushHead(messages.FlagEnd, false) == nil {
 		w.st.markEnded()
 	}
 	w.st.leave()

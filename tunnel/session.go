@@ -66,16 +66,14 @@ type Config struct {
 
 // A Session carries many streams over one link. Methods may be called from any goroutine.
 type Session struct {
-	conn    Conn   // read by readLoop only, written by writeLoop only
-	config  Config // with its defaults; not changed
-	out     *outbox
-	ended   chan struct{} // closed when the link is dead; err is set before
-	written chan struct{} // closed when nothing more is written to the link; after ended
-	done    chan struct{} // closed by Run when its goroutines and handlers have ended
-	heard   atomic.Int64  // when something was last read, in nanoseconds after start
-	sent    atomic.Int64  // when something was last written
-	start   time.Time
-	grown   atomic.Int64 // bytes by which windows have grown, of windowBudget
+	conn   Conn   // read by readLoop only, written by out only
+	config Config // with its defaults; not changed
+	out    *outbox
+	ended  chan struct{} // closed when the link is dead; err is set before
+	done   chan struct{} // closed by Run when its goroutines and handlers have ended
+	heard  atomic.Int64  // when something was last read, in nanoseconds after start
+	start  time.Time
+	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
 
 	woken []chan struct{} // of streams for which the batch that is being read had something; used by readLoop only
 
@@ -105,10 +103,10 @@ func NewSession(conn Conn, config Config) *Session {
 	}
 	s := &Session{
 		conn: conn, config: config,
-		ended: make(chan struct{}), written: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
+		ended: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
 		streams: make(map[uint32]*stream),
 	}
-	s.out = newOutbox(s.Close)
+	s.out = newOutbox(conn, s.Close)
 	return s
 }
 
@@ -122,26 +120,21 @@ func (s *Session) Run(ctx context.Context) error {
 		cancel(s.closing)
 	}
 	s.mu.Unlock()
-	now := int64(time.Since(s.start)) // the link may have waited for Run
-	s.heard.Store(now)
-	s.sent.Store(now)
+	s.heard.Store(int64(time.Since(s.start))) // the link may have waited for Run
 	var reader sync.WaitGroup
 	reader.Go(func() { cancel(s.readLoop(ctx)) }) // ends when the connection closes
-	go func() {                                   // ends when the outbox is closed, or on a write error
-		defer close(s.written)
-		cancel(s.writeLoop())
-	}()
+	s.out.begin()
 	stop := s.keepalive(cancel) // ends with stop
 	<-ctx.Done()
 	stop()
 	s.fail(context.Cause(ctx))
 	select {
-	case <-s.written:
+	case <-s.out.written:
 	case <-time.After(time.Second): // the last words have waited long enough
 	}
 	_ = s.conn.Close()
 	reader.Wait()
-	<-s.written
+	<-s.out.written
 	s.handlers.Wait()
 	close(s.done)
 	return s.err
@@ -265,19 +258,6 @@ func (s *Session) remove(st *stream) {
 	s.shrinkWindow(st.recv.size - DefaultStreamWindow)
 	if s.empty != nil && len(s.streams) == 0 {
 		close(s.empty)
-	}
-}
-
-func (s *Session) writeLoop() error {
-	for {
-		b, ok := s.out.take()
-		if !ok {
-			return ErrClosed
-		}
-		if err := b.send(s.conn); err != nil {
-			return fmt.Errorf("tunnel: write to link: %w", err)
-		}
-		s.sent.Store(int64(time.Since(s.start)))
 	}
 }
 

@@ -195,5 +195,5 @@ func (h *rawHead) send(text []byte) error {
 	if !isInterim(status) {
 		h.status = status
 	}
-	return h.w.sendHead(status, appendResponseHeader(nil, res.Header, status), 0)
+	return h.w.sendHead(status, appendResponseHeader(nil, res.Header, status), 0, false)
 }

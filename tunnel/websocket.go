@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,7 +12,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -61,7 +61,7 @@ type DialOptions struct {
 func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) {
 	var batch *batchConn // the last connection dialled, which is the one that carries the link
 	wrap := func(c net.Conn) net.Conn {
-		batch = &batchConn{Conn: c}
+		batch = newBatchConn(c)
 		return batch
 	}
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
@@ -208,18 +208,32 @@ func (c *wsConn) NextMessage() (text bool, r io.Reader, err error) {
 }
 
 func (c *wsConn) WriteBinary(parts ...[]byte) error {
+	err := c.gather(parts)
+	return cmp.Or(err, c.batch.flush())
+}
+
+// gather makes messages of the parts.
+func (c *wsConn) gather(parts [][]byte) error {
 	c.batch.begin()
 	for _, p := range parts {
 		if len(p) == 0 {
 			continue
 		}
 		if err := c.ws.Write(context.Background(), websocket.MessageBinary, p); err != nil {
-			_ = c.batch.flush()
 			return err
 		}
 	}
-	return c.batch.flush()
+	return nil
 }
+
+func (c *wsConn) TryBinary(parts ...[]byte) (all bool, err error) {
+	if err := c.gather(parts); err != nil {
+		return false, cmp.Or(err, c.batch.flush())
+	}
+	return c.batch.tryFlush()
+}
+
+func (c *wsConn) Flush() error { return c.batch.flush() }
 
 func (c *wsConn) WriteText(text []byte) error {
 	return c.ws.Write(context.Background(), websocket.MessageText, text)
@@ -244,66 +258,7 @@ func (w *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	_ = c.SetDeadline(time.Time{}) // the HTTP server's deadlines are not the link's
-	w.batch = &batchConn{Conn: c}
+	w.batch = newBatchConn(c)
 	rw.Writer.Reset(w.batch)
 	return w.batch, rw, nil
-}
-
-// batchSize is how many bytes of a batch are gathered before they are written, in bytes.
-const batchSize = 128 << 10
-
-var batchPool = sync.Pool{New: func() any { return new([batchSize]byte) }}
-
-// A batchConn gathers the writes between begin and flush. The WebSocket library writes a message in pieces
-// of 4 KiB, each a system call: gathered, the link carries three times as much.
-type batchConn struct {
-	net.Conn
-	mu  sync.Mutex
-	buf *[batchSize]byte // nil outside a batch
-	n   int              // bytes of buf in use
-}
-
-func (c *batchConn) begin() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.buf == nil {
-		c.buf = batchPool.Get().(*[batchSize]byte)
-	}
-}
-
-// flush writes what was gathered and ends the batch.
-func (c *batchConn) flush() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	err := c.drainLocked()
-	batchPool.Put(c.buf)
-	c.buf = nil
-	return err
-}
-
-func (c *batchConn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.buf == nil {
-		return c.Conn.Write(p)
-	}
-	if len(p) > batchSize-c.n {
-		if err := c.drainLocked(); err != nil {
-			return 0, err
-		}
-		if len(p) >= batchSize {
-			return c.Conn.Write(p)
-		}
-	}
-	c.n += copy(c.buf[c.n:], p)
-	return len(p), nil
-}
-
-func (c *batchConn) drainLocked() error {
-	if c.n == 0 {
-		return nil
-	}
-	_, err := c.Conn.Write(c.buf[:c.n])
-	c.n = 0
-	return err
 }
