@@ -35,6 +35,7 @@ type outbox struct {
 	written chan struct{} // closed when nothing more is written: after close, or a write that failed
 	start   time.Time
 	sent    atomic.Int64 // when something was last written, in nanoseconds after start
+	streams atomic.Int32 // open on the link: those who may add
 
 	mu      sync.Mutex    // guards the fields below; taken before Session.mu; never held across I/O
 	writing bool          // somebody writes, and comes back for what is gathered; nobody may before begin

@@ -162,6 +162,7 @@ func (s *Session) admit(st *stream) error {
 	s.lastID++
 	st.id = s.lastID
 	s.streams[st.id] = st
+	s.out.streams.Store(int32(len(s.streams)))
 	return nil
 }
 

@@ -76,6 +76,7 @@ func (s *Session) accept(st *stream) bool {
 		return false
 	}
 	s.streams[st.id] = st
+	s.out.streams.Store(int32(len(s.streams)))
 	s.running++
 	return true
 }

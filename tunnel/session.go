@@ -255,6 +255,7 @@ func (s *Session) remove(st *stream) {
 	}
 	st.removed = true
 	delete(s.streams, st.id)
+	s.out.streams.Store(int32(len(s.streams)))
 	s.shrinkWindow(st.recv.size - DefaultStreamWindow)
 	if s.empty != nil && len(s.streams) == 0 {
 		close(s.empty)

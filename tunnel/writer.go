@@ -125,9 +125,12 @@ type batch struct {
 }
 
 // take returns the next batch, which is the caller's until it is released; ok is false if there is none, and then the
-// caller writes no more. Before, it lets others run who are about to add: without, a request costs 18 % more.
+// caller writes no more. Before, it lets others run who may be about to add: without, each of many requests costs 18 %
+// more. A single one would take 4 % longer for it.
 func (o *outbox) take() (b batch, ok bool) {
-	runtime.Gosched()
+	if o.streams.Load() > 1 {
+		runtime.Gosched()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.idleLocked() {
