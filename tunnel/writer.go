@@ -106,10 +106,10 @@ func (o *outbox) finishWrite(first func() error) {
 
 // fail ends the link, to which nothing more is written.
 func (o *outbox) fail(err error) {
+	o.end(fmt.Errorf("tunnel: write to link: %w", err))
 	o.mu.Lock()
 	o.finishLocked()
 	o.mu.Unlock()
-	o.end(fmt.Errorf("tunnel: write to link: %w", err))
 }
 
 func (o *outbox) finishLocked() {
