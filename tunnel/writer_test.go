@@ -62,9 +62,17 @@ func TestStalledLinkHoldsNobody(t *testing.T) {
 	server, client := loopback(t)
 	defer client.Close()
 	edge := run(t, NewSession(server, Config{}))
-	head := http.Header{"X-Large": {string(bytes.Repeat([]byte("x"), 8<<10))}}
-	for sent := 0; sent < 100; sent++ {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	head := http.Header{"X-Large": {string(bytes.Repeat([]byte("x"), 12<<10))}}
+	gathered := func() int {
+		edge.out.mu.Lock()
+		defer edge.out.mu.Unlock()
+		return len(edge.out.urgent)
+	}
+	for sent := 0; gathered() < 100<<10; sent++ {
+		if sent > 10_000 {
+			t.Fatal("the link takes everything")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		r := request("GET", "/", nil).WithContext(ctx)
 		r.Header = head
 		began := time.Now()
