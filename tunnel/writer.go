@@ -11,6 +11,10 @@ import (
 // inlineBatch is the largest batch in bytes that whoever added to it writes himself, without a goroutine.
 const inlineBatch = 16 << 10
 
+// joinedBatch is the largest batch in bytes that becomes one message of the link, whose receiver then wakes who waits for
+// a head when the body is there too. Of larger ones the bodies are a message of their own, which saves their copy.
+const joinedBatch = 64 << 10
+
 // A tryConn is a Conn that can be written to by who must not wait.
 type tryConn interface {
 	Conn
@@ -132,8 +136,8 @@ func (o *outbox) take() (b batch, ok bool) {
 		runtime.Gosched()
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	if o.idleLocked() {
+		o.mu.Unlock()
 		return batch{}, false
 	}
 	b = batch{o.texts, o.urgent, o.body}
@@ -141,6 +145,10 @@ func (o *outbox) take() (b batch, ok bool) {
 	o.current++
 	o.serveWaitingLocked()
 	o.makeRoomLocked()
+	o.mu.Unlock()
+	if len(b.urgent) > 0 && len(b.body) > 0 && len(b.urgent)+len(b.body) <= joinedBatch {
+		b.urgent, b.body = append(b.urgent, b.body...), b.body[:0]
+	}
 	return b, true
 }
 
