@@ -218,7 +218,7 @@ func publishBehindRelay(t *testing.T, upstream string, opts ...option) (tn *tunn
 	edge := startEdge(t, s.cfg).HTTP
 	var mu sync.Mutex
 	var links []net.Conn
-	relay := scriptListener(t, func(c net.Conn) net.Conn { return c }, func(_ *testing.T, c net.Conn, br *bufio.Reader) {
+	relay := scriptListener(t, func(c net.Conn) net.Conn { return c }, func(c net.Conn, br *bufio.Reader) {
 		up, err := net.Dial("tcp", edge)
 		if err != nil {
 			return

@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("golang.org/x/crypto/acme/autocert.(*Manager).deactivatePendingAuthz"))
 }
 
-// A tunnel is a running edge, agent and upstream for one test.
+// A tunnel is a running edge, agent and upstream for one test or benchmark.
 type tunnel struct {
 	Addr     string         // what visitors dial: host:port, or the path of a socket in direct mode
 	Host     string         // <label>.domain, for the Host field
@@ -85,7 +85,7 @@ func withService(f func(*agent.Service)) option { return func(s *setup) { f(&s.s
 
 // publish runs an edge and an agent for upstream, a TARGET as people type it, and returns once the name is
 // served. Everything is stopped and waited for when the test ends.
-func publish(t *testing.T, upstream string, opts ...option) *tunnel {
+func publish(t testing.TB, upstream string, opts ...option) *tunnel {
 	t.Helper()
 	network, addr := splitTarget(t, upstream)
 	tn := &tunnel{Upstream: addr, network: "tcp"}
@@ -106,7 +106,7 @@ func publish(t *testing.T, upstream string, opts ...option) *tunnel {
 }
 
 // publishHandler is publish for a handler in the agent's own process.
-func publishHandler(t *testing.T, h http.Handler, opts ...option) *tunnel {
+func publishHandler(t testing.TB, h http.Handler, opts ...option) *tunnel {
 	t.Helper()
 	tn := &tunnel{network: "tcp"}
 	s := newSetup(t, opts)
@@ -122,7 +122,7 @@ func publishHandler(t *testing.T, h http.Handler, opts ...option) *tunnel {
 }
 
 // needsTunnel skips a test that means nothing against a plain server.
-func (tn *tunnel) needsTunnel(t *testing.T) {
+func (tn *tunnel) needsTunnel(t testing.TB) {
 	t.Helper()
 	if direct() {
 		t.Skip("only the tunnel does this")
@@ -131,7 +131,7 @@ func (tn *tunnel) needsTunnel(t *testing.T) {
 
 // client returns a client that dials the edge whatever the URL's host is, takes bodies as they come, and does
 // not follow redirects. Without h2 it speaks HTTP/1.1 only.
-func (tn *tunnel) client(t *testing.T, h2 bool) *http.Client {
+func (tn *tunnel) client(t testing.TB, h2 bool) *http.Client {
 	tr := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
@@ -153,7 +153,7 @@ func (tn *tunnel) client(t *testing.T, h2 bool) *http.Client {
 	}
 }
 
-func newSetup(t *testing.T, opts []option) *setup {
+func newSetup(t testing.TB, opts []option) *setup {
 	s := &setup{cfg: testConfig(t)}
 	for _, o := range opts {
 		o(s)
@@ -161,7 +161,7 @@ func newSetup(t *testing.T, opts []option) *setup {
 	return s
 }
 
-func testConfig(t *testing.T) config {
+func testConfig(t testing.TB) config {
 	return config{
 		Domain:         testDomain,
 		HTTP:           "127.0.0.1:0",
@@ -179,7 +179,7 @@ func testConfig(t *testing.T) config {
 }
 
 // start runs the edge and the agent, and sets the tunnel's addresses.
-func (tn *tunnel) start(t *testing.T, s *setup) {
+func (tn *tunnel) start(t testing.TB, s *setup) {
 	t.Helper()
 	if s.tls {
 		s.cfg.TLS, s.cfg.HTTPS = "files", "127.0.0.1:0"
@@ -197,7 +197,7 @@ func (tn *tunnel) start(t *testing.T, s *setup) {
 }
 
 // startEdge runs harpd until the test ends.
-func startEdge(t *testing.T, cfg config) listenAddrs {
+func startEdge(t testing.TB, cfg config) listenAddrs {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	up, ended := make(chan listenAddrs, 1), make(chan error, 1)
@@ -222,7 +222,7 @@ func startEdge(t *testing.T, cfg config) listenAddrs {
 	panic("not reached")
 }
 
-func (tn *tunnel) startAgent(t *testing.T, server string, s *setup) agent.Registration {
+func (tn *tunnel) startAgent(t testing.TB, server string, s *setup) agent.Registration {
 	t.Helper()
 	registered := make(chan agent.Registration, 16)
 	o := agentOptions(t, server, tn.Roots)
@@ -257,7 +257,7 @@ func (tn *tunnel) startAgent(t *testing.T, server string, s *setup) agent.Regist
 	panic("not reached")
 }
 
-func agentOptions(t *testing.T, server string, roots *x509.CertPool) agent.Options {
+func agentOptions(t testing.TB, server string, roots *x509.CertPool) agent.Options {
 	t.Helper()
 	key, err := identity.Generate()
 	if err != nil {
@@ -275,7 +275,7 @@ func agentOptions(t *testing.T, server string, roots *x509.CertPool) agent.Optio
 }
 
 // serveDirect fills in a tunnel that is none: visitors dial the upstream, or a bare TLS end before it.
-func (tn *tunnel) serveDirect(t *testing.T, s *setup, target string) {
+func (tn *tunnel) serveDirect(t testing.TB, s *setup, target string) {
 	tn.Host, tn.URL = "direct."+testDomain, "http://direct."+testDomain
 	tn.stopAgent = func() {}
 	if !s.tls {
@@ -293,7 +293,7 @@ func (tn *tunnel) serveDirect(t *testing.T, s *setup, target string) {
 	network, addr := tn.network, tn.Addr
 	terminator := scriptListener(t, func(c net.Conn) net.Conn {
 		return tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: protos})
-	}, func(_ *testing.T, c net.Conn, br *bufio.Reader) {
+	}, func(c net.Conn, br *bufio.Reader) {
 		up, err := net.Dial(network, addr)
 		if err != nil {
 			return
@@ -306,7 +306,7 @@ func (tn *tunnel) serveDirect(t *testing.T, s *setup, target string) {
 }
 
 // serveUpstream runs a real net/http server and returns its target.
-func serveUpstream(t *testing.T, h http.Handler) string {
+func serveUpstream(t testing.TB, h http.Handler) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -327,10 +327,10 @@ func serveUpstream(t *testing.T, h http.Handler) string {
 // returns the target. A script may not call t.Fatal.
 func scriptUpstream(t *testing.T, script func(t *testing.T, conn net.Conn, br *bufio.Reader)) string {
 	t.Helper()
-	return "http://" + scriptListener(t, func(c net.Conn) net.Conn { return c }, script)
+	return "http://" + scriptListener(t, func(c net.Conn) net.Conn { return c }, func(c net.Conn, br *bufio.Reader) { script(t, c, br) })
 }
 
-func scriptListener(t *testing.T, wrap func(net.Conn) net.Conn, script func(*testing.T, net.Conn, *bufio.Reader)) string {
+func scriptListener(t testing.TB, wrap func(net.Conn) net.Conn, script func(net.Conn, *bufio.Reader)) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -359,7 +359,7 @@ func scriptListener(t *testing.T, wrap func(net.Conn) net.Conn, script func(*tes
 				defer conn.Close()
 				conn.SetDeadline(time.Now().Add(3 * patience))
 				c := wrap(conn)
-				script(t, c, bufio.NewReaderSize(c, 64<<10))
+				script(c, bufio.NewReaderSize(c, 64<<10))
 			})
 		}
 	})
@@ -377,7 +377,7 @@ func scriptListener(t *testing.T, wrap func(net.Conn) net.Conn, script func(*tes
 }
 
 // splitTarget returns what a dialler needs to reach a target.
-func splitTarget(t *testing.T, target string) (network, addr string) {
+func splitTarget(t testing.TB, target string) (network, addr string) {
 	t.Helper()
 	if path, ok := strings.CutPrefix(target, "unix:"); ok {
 		return "unix", path
@@ -390,7 +390,7 @@ func splitTarget(t *testing.T, target string) (network, addr string) {
 }
 
 // writeCertificate makes a throw-away certificate for the domain, all its hosts and loopback.
-func writeCertificate(t *testing.T) (certFile, keyFile string, roots *x509.CertPool) {
+func writeCertificate(t testing.TB) (certFile, keyFile string, roots *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -433,7 +433,7 @@ func writeCertificate(t *testing.T) (certFile, keyFile string, roots *x509.CertP
 }
 
 // await hands the next value of c to use; the test fails if none comes. It may be called from any goroutine.
-func await[T any](t *testing.T, c <-chan T, what string, use func(T)) {
+func await[T any](t testing.TB, c <-chan T, what string, use func(T)) {
 	t.Helper()
 	select {
 	case v := <-c:
