@@ -47,11 +47,9 @@ func (s *Session) handleRequest(h messages.Header, payload []byte) error {
 	x.init(s, h.Stream, kind)
 	x.inEnded = h.Flags&messages.FlagEnd != 0
 	x.handling = &x.ctx
-	if !s.accept(&x.stream) {
+	if !s.employ(x) {
 		return s.cancelUnknown(h.Stream, messages.CancelRefused, "draining, or too many streams")
 	}
-	s.handlers.Add(1)
-	go x.run() // ends with the handler, whose context ends with the stream
 	return nil
 }
 
@@ -72,6 +70,10 @@ func (s *Session) claim(id uint32) (fresh bool, old *stream) {
 func (s *Session) accept(st *stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.acceptLocked(st)
+}
+
+func (s *Session) acceptLocked(st *stream) bool {
 	if s.draining || max(len(s.streams), s.running) >= s.config.MaxStreams {
 		return false
 	}
@@ -99,9 +101,7 @@ type service struct {
 }
 
 func (x *service) run() {
-	s := x.session
-	defer s.handlers.Done()
-	defer s.served()
+	defer x.session.served()
 	defer x.ctx.end()
 	x.serve()
 }
