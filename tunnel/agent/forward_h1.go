@@ -42,7 +42,9 @@ func (f *Forwarder) forwardH1(v *forwardVisitor) error {
 		if err == nil || !x.used || x.heard || x.spent && !safe || v.gone() {
 			return err
 		}
-		c = nil
+		if c = nil; !x.spent {
+			c = f.pool.get(safe) // that one was stale; others may not be
+		}
 	}
 }
 
@@ -132,6 +134,15 @@ func (x *h1Exchange) send() error {
 	if c.out, ok = x.f.appendRequestHead(c.out[:0], x.v.r, &x.v.plan); !ok {
 		return &forwardFailure{code: messages.CancelProtocol, reason: "a header field cannot be sent on"}
 	}
+	if x.v.plan.body == bodyNone {
+		sent, err := c.ask()
+		x.spent = sent > 0
+		return err
+	}
+	if c.stale() { // before the body is touched
+		x.spent = false
+		return errStale
+	}
 	n := x.bodyAtHand()
 	if n > 0 {
 		start := len(c.out)
@@ -142,7 +153,7 @@ func (x *h1Exchange) send() error {
 	}
 	sent, err := c.conn.Write(c.out)
 	x.spent = sent > 0 || n > 0
-	if err == nil && x.v.plan.body != bodyNone && n == 0 {
+	if err == nil && n == 0 {
 		x.sender = newBodySender(c, x.v)
 		go x.sender.run() // ends with the body or the connection; release waits for it
 	}
