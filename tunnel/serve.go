@@ -109,11 +109,14 @@ func (x *service) run() {
 // serve runs the handler, and ends the stream as the handler did.
 func (x *service) serve() {
 	st, w := &x.stream, &x.w
-	*w = responseWriter{st: st, header: make(http.Header), method: x.head.Method}
-	r, err := x.request()
-	if err != nil {
-		st.cancel(messages.CancelProtocol, err.Error())
-		return
+	*w = responseWriter{st: st, method: x.head.Method}
+	r := x.request()
+	fields := x.fieldsHandler()
+	if fields == nil {
+		if err := x.complete(r); err != nil {
+			st.cancel(messages.CancelProtocol, err.Error())
+			return
+		}
 	}
 	returned := false
 	defer func() {
@@ -127,7 +130,11 @@ func (x *service) serve() {
 			w.finish()
 		}
 	}()
-	x.handler.ServeHTTP(w, r)
+	if fields != nil {
+		fields.ServeFields(w, r, x.head.Fields)
+	} else {
+		x.handler.ServeHTTP(w, r)
+	}
 	returned = true
 }
 
@@ -142,21 +149,25 @@ func (st *stream) panicked(w *responseWriter, v any) {
 	w.drop()
 }
 
-// request builds what the handler gets.
-func (x *service) request() (*http.Request, error) {
-	head, w := &x.head, &x.w
-	u, err := parseTarget(head.Method, head.Target)
-	if err != nil {
-		return nil, err
-	}
-	r := (&http.Request{
-		Method: head.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: decodeHeader(head.Fields), Host: head.Authority,
+// request builds what the handler gets, but for what complete adds.
+func (x *service) request() *http.Request {
+	head := &x.head
+	x.w.r = (&http.Request{
+		Method: head.Method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: head.Authority,
 		RemoteAddr: head.Visitor, RequestURI: head.Target, Body: http.NoBody,
 	}).WithContext(&x.ctx)
-	w.r = r
+	return x.w.r
+}
+
+// complete adds the URL, the header and the body; the error is that of a target that is none.
+func (x *service) complete(r *http.Request) (err error) {
+	w := &x.w
+	if r.URL, err = parseTarget(r.Method, r.RequestURI); err != nil {
+		return err
+	}
+	r.Header = decodeHeader(x.head.Fields)
 	if x.kind == messages.TypeWSMessage || x.flags&messages.FlagEnd != 0 {
-		return r, nil
+		return nil
 	}
 	r.ContentLength = contentLength(r.Header)
 	x.body = requestBody{w: w, st: &x.stream}
@@ -171,7 +182,7 @@ func (x *service) request() (*http.Request, error) {
 		}
 	}
 	delete(r.Header, "Trailer")
-	return r, nil
+	return nil
 }
 
 // parseTarget reads a request target as net/http's server does.

@@ -16,7 +16,7 @@ func sentHead(t *testing.T, f *Forwarder, r *http.Request) string {
 	if err != nil {
 		t.Fatalf("%s %s: %v", r.Method, r.RequestURI, err)
 	}
-	b, ok := f.appendRequestHead(nil, r, &q)
+	b, ok := f.appendRequestHead(nil, &forwardVisitor{r: r, plan: q})
 	if !ok {
 		t.Fatalf("%s %s: refused", r.Method, r.RequestURI)
 	}
