@@ -8,7 +8,7 @@ import (
 )
 
 // A FieldsHandler is an http.Handler that can take the header fields of a request as they came over the link. The maps
-// that this spares, here and with FieldsWriter, and their way through the garbage collector, were 10 % of the agent's CPU time.
+// that this spares, here and with FieldsWriter, and their way through the garbage collector, took 9 % of the agent's CPU time.
 type FieldsHandler interface {
 	http.Handler
 	// ServeFields is ServeHTTP for a request without a body. r has no Header and no URL: fields is what Header would hold,
