@@ -50,6 +50,15 @@ func BenchmarkParseHTTPResponse(b *testing.B) {
 	}
 }
 
+func BenchmarkAppendBody(b *testing.B) {
+	room, piece := make([]byte, 0, 64<<10), make([]byte, 1<<10)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(piece)))
+	for b.Loop() {
+		messages.AppendBody(room, messages.TypeBody, messages.FlagEnd, 1, piece)
+	}
+}
+
 // BenchmarkNext splits the batch that a busy link carries: requests and answers of 1 KiB.
 func BenchmarkNext(b *testing.B) {
 	var batch []byte

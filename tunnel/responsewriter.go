@@ -27,12 +27,12 @@ type responseWriter struct {
 	st       *stream
 	r        *http.Request
 	method   string
-	header   http.Header
-	status   int    // 0 until WriteHeader
-	fields   []byte // the response's header fields, encoded when WriteHeader was called
-	length   int64  // declared Content-Length, -1 if none
-	written  int64  // body bytes taken
-	pending  []byte // body bytes taken and not yet sent
+	header   http.Header // nil until somebody asks
+	status   int         // 0 until WriteHeader
+	fields   []byte      // the response's header fields, encoded when WriteHeader was called
+	length   int64       // declared Content-Length, -1 if none
+	written  int64       // body bytes taken
+	pending  []byte      // body bytes taken and not yet sent
 	headSent bool
 	broken   error // why a part of the body could not be sent; what follows it is not sent either
 	hijacked bool
@@ -44,7 +44,12 @@ type responseWriter struct {
 	mayContinue bool       // the visitor waits for 100 Continue; guarded by interim
 }
 
-func (w *responseWriter) Header() http.Header { return w.header }
+func (w *responseWriter) Header() http.Header {
+	if w.header == nil {
+		w.header = make(http.Header)
+	}
+	return w.header
+}
 
 // WriteHeader sends an interim response at once, and holds a final one back until there is something to go with it.
 func (w *responseWriter) WriteHeader(status int) {
@@ -71,6 +76,17 @@ func (w *responseWriter) WriteHeader(status int) {
 	if status == http.StatusSwitchingProtocols {
 		_ = w.flushHead(0, false)
 	}
+}
+
+// WriteFields is FieldsWriter's.
+func (w *responseWriter) WriteFields(status int, length int64, fields []byte) bool {
+	if w.status != 0 || w.hijacked || len(w.header) > 0 {
+		return false
+	}
+	w.neverContinue()
+	w.status, w.length = status, length
+	w.fields = append(buffer(nil), fields...)
+	return true
 }
 
 // sendInterim sends an interim head with the header as it is.

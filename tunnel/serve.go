@@ -47,11 +47,9 @@ func (s *Session) handleRequest(h messages.Header, payload []byte) error {
 	x.init(s, h.Stream, kind)
 	x.inEnded = h.Flags&messages.FlagEnd != 0
 	x.handling = &x.ctx
-	if !s.accept(&x.stream) {
+	if !s.employ(x) {
 		return s.cancelUnknown(h.Stream, messages.CancelRefused, "draining, or too many streams")
 	}
-	s.handlers.Add(1)
-	go x.run() // ends with the handler, whose context ends with the stream
 	return nil
 }
 
@@ -72,6 +70,10 @@ func (s *Session) claim(id uint32) (fresh bool, old *stream) {
 func (s *Session) accept(st *stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.acceptLocked(st)
+}
+
+func (s *Session) acceptLocked(st *stream) bool {
 	if s.draining || max(len(s.streams), s.running) >= s.config.MaxStreams {
 		return false
 	}
@@ -100,9 +102,7 @@ type service struct {
 }
 
 func (x *service) run() {
-	s := x.session
-	defer s.handlers.Done()
-	defer s.served()
+	defer x.session.served()
 	defer x.ctx.end()
 	x.serve()
 }
@@ -110,11 +110,14 @@ func (x *service) run() {
 // serve runs the handler, and ends the stream as the handler did.
 func (x *service) serve() {
 	st, w := &x.stream, &x.w
-	*w = responseWriter{st: st, header: make(http.Header), method: x.head.Method}
-	r, err := x.request()
-	if err != nil {
-		st.cancel(messages.CancelProtocol, err.Error())
-		return
+	*w = responseWriter{st: st, method: x.head.Method}
+	r := x.request()
+	fields := x.fieldsHandler()
+	if fields == nil {
+		if err := x.complete(r); err != nil {
+			st.cancel(messages.CancelProtocol, err.Error())
+			return
+		}
 	}
 	returned := false
 	defer func() {
@@ -128,7 +131,11 @@ func (x *service) serve() {
 			w.finish()
 		}
 	}()
-	x.handler.ServeHTTP(w, r)
+	if fields != nil {
+		fields.ServeFields(w, r, x.head.Fields)
+	} else {
+		x.handler.ServeHTTP(w, r)
+	}
 	returned = true
 }
 
@@ -143,21 +150,25 @@ func (st *stream) panicked(w *responseWriter, v any) {
 	w.drop()
 }
 
-// request builds what the handler gets.
-func (x *service) request() (*http.Request, error) {
-	head, w := &x.head, &x.w
-	u, err := parseTarget(head.Method, head.Target)
-	if err != nil {
-		return nil, err
-	}
-	r := (&http.Request{
-		Method: head.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: decodeHeader(head.Fields), Host: head.Authority,
+// request builds what the handler gets, but for what complete adds.
+func (x *service) request() *http.Request {
+	head := &x.head
+	x.w.r = (&http.Request{
+		Method: head.Method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: head.Authority,
 		RemoteAddr: head.Visitor, RequestURI: head.Target, Body: http.NoBody,
 	}).WithContext(&x.ctx)
-	w.r = r
+	return x.w.r
+}
+
+// complete adds the URL, the header and the body; the error is that of a target that is none.
+func (x *service) complete(r *http.Request) (err error) {
+	w := &x.w
+	if r.URL, err = parseTarget(r.Method, r.RequestURI); err != nil {
+		return err
+	}
+	r.Header = decodeHeader(x.head.Fields)
 	if x.kind == messages.TypeWSMessage || x.flags&messages.FlagEnd != 0 {
-		return r, nil
+		return nil
 	}
 	r.ContentLength = contentLength(r.Header)
 	x.body = requestBody{w: w, st: &x.stream}
@@ -172,7 +183,7 @@ func (x *service) request() (*http.Request, error) {
 		}
 	}
 	delete(r.Header, "Trailer")
-	return r, nil
+	return nil
 }
 
 // parseTarget reads a request target as net/http's server does.

@@ -82,6 +82,7 @@ type Session struct {
 	mu       sync.Mutex // guards the fields below; taken after outbox.mu, before stream.mu
 	streams  map[uint32]*stream
 	running  int                     // handlers; some may have outlived their streams
+	resting  restingWorkers          // wait for a handler to run
 	lastID   uint32                  // the newest stream
 	draining bool                    // no new streams
 	empty    chan struct{}           // closed when draining has left no stream; nil before draining
@@ -135,6 +136,7 @@ func (s *Session) Run(ctx context.Context) error {
 	_ = s.conn.Close()
 	reader.Wait()
 	<-s.out.written
+	s.endWorkers()
 	s.handlers.Wait()
 	close(s.done)
 	return s.err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/harp-tunnel/harp/messages"
+	"github.com/harp-tunnel/harp/tunnel"
 )
 
 // ForwardOptions says how a Forwarder speaks to its upstream. The zero value is ready to use.
@@ -140,8 +141,20 @@ func (f *Forwarder) Close() {
 
 // ServeHTTP forwards one request. It returns when the response has been passed on and nothing reads r.Body any more.
 func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	v := &forwardVisitor{w: w, r: r}
-	err := f.forward(v)
+	f.serve(&forwardVisitor{w: w, r: r})
+}
+
+// ServeFields is ServeHTTP as tunnel.FieldsHandler has it.
+func (f *Forwarder) ServeFields(w http.ResponseWriter, r *http.Request, fields messages.Fields) {
+	v := &forwardVisitor{w: w, r: r, fields: fields}
+	if f.h2 != nil || !f.passes(fields) {
+		v.fields, r.Header = "", tunnel.HeaderOf(fields)
+	}
+	f.serve(v)
+}
+
+func (f *Forwarder) serve(v *forwardVisitor) {
+	r, err := v.r, f.forward(v)
 	if err == nil {
 		return
 	}

@@ -8,6 +8,8 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"testing"
+
+	"github.com/harp-tunnel/harp/messages"
 )
 
 // benchWriter is a ResponseWriter that costs as little as the tunnel's.
@@ -110,8 +112,27 @@ func benchHandler(b *testing.B, h http.Handler, size int) {
 	})
 }
 
-// TestForwardAllocations holds a keep-alive GET with 1 KiB of answer to its budget: 7 allocations, and a little for
-// the race detector's pools.
+// fieldsWriter is a benchWriter that takes fields.
+type fieldsWriter struct{ benchWriter }
+
+func (w *fieldsWriter) WriteFields(status int, _ int64, _ []byte) bool {
+	w.status = status
+	return true
+}
+
+// benchFields is benchRequest as tunnel.FieldsHandler gets it.
+func benchFields() (*http.Request, messages.Fields) {
+	r := benchRequest()
+	var b []byte
+	for name, values := range r.Header {
+		b = messages.AppendField(b, name, values[0])
+	}
+	r.URL, r.Header = nil, nil
+	return r, messages.Fields(b)
+}
+
+// TestForwardAllocations holds a keep-alive GET with 1 KiB of answer to its budget: 7 allocations with maps and 5
+// without, and a little for the race detector's pools.
 func TestForwardAllocations(t *testing.T) {
 	f := newTestForwarder(t, benchUpstream(t, 1<<10), ForwardOptions{})
 	w := &benchWriter{header: make(http.Header)}
@@ -122,6 +143,16 @@ func TestForwardAllocations(t *testing.T) {
 	})
 	if got > 9 {
 		t.Errorf("%v allocations, want at most 9", got)
+	}
+	r, fields := benchFields()
+	fw := new(fieldsWriter)
+	if got := testing.AllocsPerRun(200, func() { f.ServeFields(fw, r, fields) }); got > 6 {
+		t.Errorf("%v allocations without maps, want at most 6", got)
+	} else {
+		t.Logf("%v allocations without maps", got)
+	}
+	if fw.status != 200 || fw.body == 0 || fw.header != nil {
+		t.Errorf("status %d, %d bytes, header %v, want an answer without a map", fw.status, fw.body, fw.header)
 	}
 }
 
@@ -138,6 +169,22 @@ func BenchmarkForward(b *testing.B) {
 			}
 			defer f.Close()
 			benchHandler(b, f, c.size)
+		})
+		b.Run("Fields/"+c.name, func(b *testing.B) {
+			f, err := Forward(benchUpstream(b, c.size), ForwardOptions{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			b.ReportAllocs()
+			b.SetBytes(int64(c.size))
+			b.RunParallel(func(pb *testing.PB) {
+				w := new(fieldsWriter)
+				r, fields := benchFields()
+				for pb.Next() {
+					f.ServeFields(w, r, fields)
+				}
+			})
 		})
 		b.Run("ReverseProxy/"+c.name, func(b *testing.B) {
 			p := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: benchUpstream(b, c.size)})

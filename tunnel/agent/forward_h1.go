@@ -42,7 +42,9 @@ func (f *Forwarder) forwardH1(v *forwardVisitor) error {
 		if err == nil || !x.used || x.heard || x.spent && !safe || v.gone() {
 			return err
 		}
-		c = nil
+		if c = nil; !x.spent {
+			c = f.pool.get(safe) // that one was stale; others may not be
+		}
 	}
 }
 
@@ -70,9 +72,9 @@ type h1Exchange struct {
 
 // run carries the request and gives the connection back or closes it. The sender has ended when run returns.
 func (x *h1Exchange) run() (err error) {
-	stop := afterFunc(x.v.r.Context(), x.c.kill)
+	unwatch := x.watch()
 	complete := false
-	defer func() { x.release(complete, stop()) }() // also if the ResponseWriter panics
+	defer func() { x.release(complete, unwatch()) }() // also if the ResponseWriter panics
 	err = x.converse()
 	complete = err == nil
 	if err != nil && x.sender != nil {
@@ -85,14 +87,19 @@ func (x *h1Exchange) run() (err error) {
 	return err
 }
 
-// afterFunc is context.AfterFunc, which looks for the same method, without its allocations.
-func afterFunc(ctx context.Context, f func()) (stop func() bool) {
-	if c, ok := ctx.(interface {
-		AfterFunc(func()) func() bool
-	}); ok {
-		return c.AfterFunc(f)
+// watch has the connection killed when the visitor leaves. It is context.AfterFunc without its allocations where the
+// context is the tunnel's.
+func (x *h1Exchange) watch() (unwatch func() bool) {
+	ctx, kill := x.v.r.Context(), &x.c.kill
+	w, ok := ctx.(interface {
+		Watch(*func())
+		Unwatch(*func()) bool
+	})
+	if !ok {
+		return context.AfterFunc(ctx, *kill)
 	}
-	return context.AfterFunc(ctx, f)
+	w.Watch(kill)
+	return func() bool { return w.Unwatch(kill) }
 }
 
 // release ends the use of the connection. live says that the visitor has not left.
@@ -129,8 +136,17 @@ func (x *h1Exchange) send() error {
 	var ok bool
 	c := x.c
 	x.spent = true
-	if c.out, ok = x.f.appendRequestHead(c.out[:0], x.v.r, &x.v.plan); !ok {
+	if c.out, ok = x.f.appendRequestHead(c.out[:0], x.v); !ok {
 		return &forwardFailure{code: messages.CancelProtocol, reason: "a header field cannot be sent on"}
+	}
+	if x.v.plan.body == bodyNone {
+		sent, err := c.ask()
+		x.spent = sent > 0
+		return err
+	}
+	if c.stale() { // before the body is touched
+		x.spent = false
+		return errStale
 	}
 	n := x.bodyAtHand()
 	if n > 0 {
@@ -142,7 +158,7 @@ func (x *h1Exchange) send() error {
 	}
 	sent, err := c.conn.Write(c.out)
 	x.spent = sent > 0 || n > 0
-	if err == nil && x.v.plan.body != bodyNone && n == 0 {
+	if err == nil && n == 0 {
 		x.sender = newBodySender(c, x.v)
 		go x.sender.run() // ends with the body or the connection; release waits for it
 	}

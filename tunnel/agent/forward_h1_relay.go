@@ -1,13 +1,16 @@
 package agent
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/harp-tunnel/harp/tunnel"
+)
 
 // relay passes the response on, each piece as soon as it comes. What is there already is written before it is
 // flushed, and the end is not flushed at all: the visitor's side sends it when the handler returns.
 func (x *h1Exchange) relay() error {
 	v, in := x.v, &x.c.in
-	x.c.head.copyTo(v.w.Header(), false)
-	v.writeHead(x.c.head.status, x.sender != nil && !x.sender.final.Load())
+	x.relayHead()
 	body := responseBody{kind: x.framing.kind, remain: x.framing.length}
 	for pending := true; ; {
 		piece, done, err := body.take(in)
@@ -38,6 +41,20 @@ func (x *h1Exchange) relay() error {
 			return nil
 		}
 	}
+}
+
+// relayHead passes the final head on, without a map where there is nothing in it to decide.
+func (x *h1Exchange) relayHead() {
+	v, c := x.v, x.c
+	if w, ok := v.w.(tunnel.FieldsWriter); ok {
+		var length int64
+		if c.out, length, ok = c.head.appendFields(c.out[:0]); ok && w.WriteFields(c.head.status, length, c.out) {
+			v.headSent = true
+			return
+		}
+	}
+	c.head.copyTo(v.w.Header(), false)
+	v.writeHead(c.head.status, x.sender != nil && !x.sender.final.Load())
 }
 
 // relayTrailers reads what follows the last chunk.

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"net/http"
+	"net/textproto"
 	"strconv"
 	"strings"
 
@@ -86,6 +87,16 @@ func (f *Forwarder) skips(q *forwardPlan, name string) bool {
 	return false
 }
 
+// passes reports whether all fields are sent on as they are, with canonical names.
+func (f *Forwarder) passes(fields messages.Fields) bool {
+	for name := range fields.All() {
+		if textproto.CanonicalMIMEHeaderKey(name) != name || f.skips(&forwardPlan{}, name) {
+			return false
+		}
+	}
+	return true
+}
+
 // hopByHop reports whether a field belongs to one connection, whatever Connection says. TE is not among them.
 func hopByHop(name string) bool {
 	switch name {
@@ -96,7 +107,8 @@ func hopByHop(name string) bool {
 }
 
 // appendRequestHead appends the head as HTTP/1.1 has it. ok is false if it would not read back as what it was.
-func (f *Forwarder) appendRequestHead(b []byte, r *http.Request, q *forwardPlan) (_ []byte, ok bool) {
+func (f *Forwarder) appendRequestHead(b []byte, v *forwardVisitor) (_ []byte, ok bool) {
+	r, q := v.r, &v.plan
 	method := r.Method
 	if method == "" {
 		method = http.MethodGet
@@ -108,6 +120,10 @@ func (f *Forwarder) appendRequestHead(b []byte, r *http.Request, q *forwardPlan)
 	b = append(b, " HTTP/1.1\r\n"...)
 	b = appendField(b, "Host", q.host)
 	lines := 2
+	for name, value := range v.fields.All() {
+		b = appendField(b, name, value)
+		lines++
+	}
 	for name, values := range r.Header {
 		if f.skips(q, name) {
 			continue

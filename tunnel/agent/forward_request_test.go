@@ -12,11 +12,17 @@ import (
 // sentHead returns the head of r as an upstream would see it, its field lines sorted.
 func sentHead(t *testing.T, f *Forwarder, r *http.Request) string {
 	t.Helper()
+	return sentFields(t, f, r, "")
+}
+
+// sentFields is sentHead of a request that has more fields.
+func sentFields(t *testing.T, f *Forwarder, r *http.Request, fields messages.Fields) string {
+	t.Helper()
 	q, err := f.plan(r)
 	if err != nil {
 		t.Fatalf("%s %s: %v", r.Method, r.RequestURI, err)
 	}
-	b, ok := f.appendRequestHead(nil, r, &q)
+	b, ok := f.appendRequestHead(nil, &forwardVisitor{r: r, plan: q, fields: fields})
 	if !ok {
 		t.Fatalf("%s %s: refused", r.Method, r.RequestURI)
 	}

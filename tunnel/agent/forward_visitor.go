@@ -4,12 +4,15 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"github.com/harp-tunnel/harp/messages"
 )
 
 // A forwardVisitor is the side of a request that came in: a ResponseWriter and what else it can do.
 type forwardVisitor struct {
 	w        http.ResponseWriter
 	r        *http.Request
+	fields   messages.Fields                 // more header fields, to be sent on as they are
 	plan     forwardPlan                     // how it goes upstream
 	flusher  interface{ FlushError() error } // set by the first flush, as is plain
 	plain    http.Flusher

@@ -10,6 +10,9 @@ import (
 // keptOutbox is the largest buffer for request heads that a connection keeps, in bytes.
 const keptOutbox = 16 << 10
 
+// errStale says that the upstream ended an idle connection, or sent something unasked. Nothing was written.
+var errStale error = brokenError("ended an idle connection", nil)
+
 // An upstreamConn is one HTTP/1.1 connection to an upstream. One request at a time owns it.
 type upstreamConn struct {
 	conn net.Conn // what HTTP is spoken over: raw, or TLS on it
@@ -20,7 +23,7 @@ type upstreamConn struct {
 	head responseHead
 	used bool // it has carried a request before
 
-	probe      *socketProbe
+	socket     *upstreamSocket
 	restsSince time.Time // set by the pool
 	restLimit  time.Duration
 	kill       func()      // ends the connection at once; kept, because making it anew would allocate
@@ -35,7 +38,7 @@ func newUpstreamConn(conn net.Conn, buffers *upstreamBuffers) *upstreamConn {
 	}
 	c.in.src = conn
 	c.in.lent.from = buffers
-	c.probe = newSocketProbe(c.raw)
+	c.socket = newUpstreamSocket(c.raw)
 	c.kill = func() {
 		if c.abrupt.Load() {
 			resetConn(c.raw)
@@ -45,6 +48,23 @@ func newUpstreamConn(conn net.Conn, buffers *upstreamBuffers) *upstreamConn {
 	}
 	return c
 }
+
+// ask writes a whole request, which is c.out, and may read the beginning of the answer as well. The error is errStale or
+// nil: if writing or reading fails in another way, the next read tells. sent is how many bytes were written.
+func (c *upstreamConn) ask() (sent int, err error) {
+	if c.used && c.conn == c.raw && c.socket.asks() {
+		if sent, err = c.in.ask(c.socket, c.out); err != nil || sent == len(c.out) {
+			return sent, err
+		}
+	} else if c.stale() {
+		return 0, errStale
+	}
+	n, _ := c.conn.Write(c.out[sent:])
+	return sent + n, nil
+}
+
+// stale reports whether c has rested and can no longer be used.
+func (c *upstreamConn) stale() bool { return c.used && !c.socket.alive() }
 
 // rest gives back what only a request needs. Nothing that was received may be left.
 func (c *upstreamConn) rest() {

@@ -41,7 +41,9 @@ func (h *responseHead) frame(method string) (responseFraming, error) {
 				return fr, err
 			case length < 0:
 				length, fr.length = i, n
-				f.value = strconv.FormatInt(n, 10)
+				if !isDigits(f.value) || f.value[0] == '0' {
+					f.value = strconv.FormatInt(n, 10)
+				}
 			case n != fr.length:
 				return fr, errors.New("two different Content-Lengths")
 			default:

@@ -79,6 +79,7 @@ func FuzzUpstreamResponse(f *testing.F) {
 		if err == nil && (!reflect.DeepEqual(trailer, trailer1) || !bytes.HasPrefix(rest, rest1)) {
 			t.Fatalf("cut in bytes the end reads differently: %q, %q", trailer, trailer1)
 		}
+		checkFuzzedFields(t, data, method)
 		if err != nil || h.status < 200 || h.minor == 0 && fr.kind == framingChunked {
 			return // net/http ignores Transfer-Encoding in HTTP/1.0
 		}
@@ -89,6 +90,22 @@ func FuzzUpstreamResponse(f *testing.F) {
 		}
 		compareWithNetHTTP(t, data, method, h.status, header, trailer, body)
 	})
+}
+
+// checkFuzzedFields checks the head at the beginning of data as TestFieldsOfResponse does.
+func checkFuzzedFields(t *testing.T, data []byte, method string) {
+	in := &upstreamInbox{src: bytes.NewReader(data), lent: lentBuffer{from: new(upstreamBuffers)}}
+	h := new(responseHead)
+	section, err := in.section(1 << 16)
+	if err == nil {
+		err = h.parse(section)
+	}
+	if err == nil {
+		_, err = h.frame(method)
+	}
+	if err == nil && h.status >= 200 {
+		checkFields(t, h)
+	}
 }
 
 func compareWithNetHTTP(t *testing.T, data []byte, method string, status int, header, trailer http.Header, body []byte) {

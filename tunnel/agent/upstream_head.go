@@ -4,7 +4,12 @@ import (
 	"errors"
 	"net/http"
 	"net/textproto"
+	"strconv"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/harp-tunnel/harp/messages"
 )
 
 // keptFields is how many fields' room a responseHead keeps for the next head.
@@ -101,6 +106,41 @@ func (h *responseHead) copyTo(dst http.Header, upgrade bool) {
 		values[i] = f.value
 		dst[f.name] = values[i : i+1 : i+1]
 	}
+}
+
+// appendFields appends what copyTo would copy in the form of messages.Fields, and returns the Content-Length, -1 if there
+// is none. It reports false if that takes the rules that copyTo and the tunnel's ResponseWriter have for other than
+// common heads.
+func (h *responseHead) appendFields(b []byte) (_ []byte, length int64, ok bool) {
+	if h.status == http.StatusSwitchingProtocols || h.status == http.StatusUpgradeRequired {
+		return b, 0, false
+	}
+	length = -1
+	for i := range h.fields {
+		f := &h.fields[i]
+		switch f.name {
+		case "", "Keep-Alive", "Transfer-Encoding":
+			continue
+		case "Connection":
+			if !strings.EqualFold(f.value, "close") && !strings.EqualFold(f.value, "keep-alive") {
+				return b, 0, false
+			}
+			continue
+		case "Proxy-Connection", "Upgrade", "Http2-Settings", "Trailer":
+			return b, 0, false
+		case "Content-Length":
+			n, err := strconv.ParseInt(f.value, 10, 64)
+			if err != nil {
+				return b, 0, false
+			}
+			length = n
+		}
+		if !httpguts.ValidHeaderFieldValue(f.value) {
+			return b, 0, false
+		}
+		b = messages.AppendField(b, f.name, f.value)
+	}
+	return b, length, true
 }
 
 // namedByConnection returns the values of Connection if they may name further fields; else nil.

@@ -17,6 +17,7 @@ type upstreamInbox struct {
 	buf  []byte // what lent gave, or a longer one while a head needs it
 	r, w int    // buf[r:w] is unread
 	last int    // what the last read brought, as lentBuffer.next wants it
+	err  error  // of a read that ask made; for the next fill
 }
 
 func (b *upstreamInbox) unread() []byte { return b.buf[b.r:b.w] }
@@ -27,9 +28,10 @@ func (b *upstreamInbox) skip(n int) { b.r += n }
 // Any other error is the connection's; there is io.EOF only at a clean end.
 func (b *upstreamInbox) fill(limit int) error {
 	switch {
+	case b.err != nil:
+		return b.err
 	case b.r == b.w:
-		b.buf = b.lent.next(b.last)
-		b.r, b.w = 0, 0
+		b.renew()
 	case b.w-b.r >= limit:
 		return errSectionTooLong
 	case b.r > 0:
@@ -39,16 +41,40 @@ func (b *upstreamInbox) fill(limit int) error {
 	if b.w == len(b.buf) {
 		b.buf = append(b.buf[:len(b.buf):len(b.buf)], make([]byte, len(b.buf))...)
 	}
-	room := len(b.buf) - b.w
 	n, err := b.src.Read(b.buf[b.w:])
-	b.w += n
-	if b.last = n; n == room {
-		b.last = max(n, smallBuffer)
-	}
+	b.took(n)
 	if n > 0 {
 		return nil // an error comes again with the next read
 	}
 	return err
+}
+
+// ask is upstreamSocket.ask for the first fill after nothing was unread. The error is errStale or nil: that of a read is
+// the next fill's.
+func (b *upstreamInbox) ask(s *upstreamSocket, out []byte) (sent int, err error) {
+	b.renew()
+	sent, n, err := s.ask(out, b.buf)
+	b.took(n)
+	if err == errStale {
+		return 0, err
+	}
+	b.err = err
+	return sent, nil
+}
+
+// renew makes room when nothing is unread.
+func (b *upstreamInbox) renew() {
+	b.buf = b.lent.next(b.last)
+	b.r, b.w = 0, 0
+}
+
+// took notes that a read has put n bytes behind what is unread.
+func (b *upstreamInbox) took(n int) {
+	room := len(b.buf) - b.w
+	b.w += n
+	if b.last = n; n == room {
+		b.last = max(n, smallBuffer)
+	}
 }
 
 // section returns all lines up to and with the first empty one, and takes them out: the head of a message, or the
@@ -86,5 +112,5 @@ func (b *upstreamInbox) section(limit int) (string, error) {
 // release gives the memory back. What is unread is lost.
 func (b *upstreamInbox) release() {
 	b.lent.release()
-	b.buf, b.r, b.w, b.last = nil, 0, 0, 0
+	b.buf, b.r, b.w, b.last, b.err = nil, 0, 0, 0, nil
 }

@@ -20,8 +20,8 @@ type upstreamPool struct {
 	closed bool
 }
 
-// get takes out the connection that was used last, if it is still good; nil if there is none.
-// safe says that the request may be sent again.
+// get takes out the connection that was used last; nil if there is none that has not rested too long. The upstream may
+// have ended it meanwhile. safe says that the request may be sent again.
 func (p *upstreamPool) get(safe bool) *upstreamConn {
 	for {
 		c := p.pop()
@@ -29,7 +29,7 @@ func (p *upstreamPool) get(safe bool) *upstreamConn {
 			return nil
 		}
 		rested := time.Since(c.restsSince)
-		if rested < c.restLimit && (safe || rested < restUnsafe) && c.probe.alive() {
+		if rested < c.restLimit && (safe || rested < restUnsafe) {
 			return c
 		}
 		c.close()
