@@ -46,6 +46,7 @@ func FuzzDispatch(f *testing.F) {
 		}})
 		_ = agent.dispatch(b)
 		agent.fail(ErrClosed)
+		agent.endWorkers()
 		agent.handlers.Wait()
 		if n := agent.Streams(); n != 0 {
 			t.Errorf("%d streams are left at the agent", n)
