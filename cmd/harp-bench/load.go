@@ -91,7 +91,7 @@ func (l load) make(ctx context.Context) (loadResult, error) {
 	}
 	wg.Wait()
 	length := time.Since(begin)
-	if err := errors.Join(errs...); err != nil {
+	if err := first(errs); err != nil {
 		return loadResult{}, err
 	}
 	all := slices.Concat(latencies...)
@@ -136,6 +136,16 @@ func (l load) keepTime(v *visitor, begin time.Time, i int) ([]time.Duration, err
 		latencies = append(latencies, time.Since(start))
 	}
 	return latencies, nil
+}
+
+// first returns the first error that is not nil: the others mostly say the same.
+func first(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // quantile returns the value that the share q of the sorted values does not exceed; zero of none.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -62,7 +61,7 @@ func (b *bench) readSlowly(ctx context.Context, t target) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return first(errs)
 }
 
 // trickle asks for a large answer and reads it at the plan's speed, in steps, until ctx ends or the answer does.
