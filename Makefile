@@ -5,7 +5,7 @@ FUZZTIME ?= 200000x
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build test lint bench fuzz demo clean
+.PHONY: all build test lint bench microbench fuzz demo clean
 
 all: lint test build
 
@@ -18,7 +18,10 @@ test: ## all tests; RACE=1 turns the race detector on
 lint: ## gofmt, vet, staticcheck, and which package may import which
 	.ci/lint
 
-bench: ## Go benchmarks, with allocations
+bench: ## what HARP costs beside plain Go proxies; BENCH='--tls', or what else harp-bench --help names
+	$(GO) run ./cmd/harp-bench $(BENCH)
+
+microbench: ## Go benchmarks of the parts, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 fuzz: ## every fuzz target, FUZZTIME each
