@@ -84,11 +84,14 @@ func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) 
 				config.ServerName, _, _ = net.SplitHostPort(addr) // the transport has put it together
 			}
 			addr, _ = dialled(addr)
-			c, err := (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
+			ctx, cancel := context.WithTimeout(ctx, dialer.Timeout)
+			defer cancel()
+			c, err := dialer.DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			return wrap(c), nil
+			batch, err = overTLS(ctx, c, config)
+			return batch, err
 		},
 	}
 	if o.Proxy {
@@ -171,6 +174,7 @@ func linkTLS(c *tls.Config) *tls.Config {
 	}
 	c = c.Clone()
 	c.NextProtos = []string{"http/1.1"}
+	c.DynamicRecordSizingDisabled = true // small records at first are for browsers, which show what has come
 	return c
 }
 
