@@ -262,7 +262,7 @@ func (s *Session) remove(st *stream) {
 	}
 	st.removed = true
 	delete(s.streams, st.id)
-	s.shrinkWindow(st.recv.size - DefaultStreamWindow)
+	s.releaseWindow(st.recv.size)
 	if s.empty != nil && len(s.streams) == 0 {
 		close(s.empty)
 	}

@@ -72,7 +72,7 @@ func newStream(s *Session, id uint32, kind messages.Type) *stream {
 
 func (st *stream) init(s *Session, id uint32, kind messages.Type) {
 	st.session, st.id, st.kind = s, id, kind
-	st.recv = recvWindow{left: DefaultStreamWindow, size: DefaultStreamWindow}
+	st.recv = recvWindow{left: DefaultStreamWindow, size: DefaultStreamWindow, least: DefaultStreamWindow}
 	st.credit = DefaultStreamWindow
 }
 
