@@ -145,7 +145,8 @@ func TestWindowGrows(t *testing.T) {
 			if rounds == 10 {
 				t.Fatalf("the peer may send %d bytes after ten windows were read at once, want about %d", ahead, maxStreamWindow)
 			}
-			n := ahead // in one round trip
+			time.Sleep(10 * time.Millisecond) // a round trip
+			n := ahead
 			p.feeds(id, n)
 			for part := n; part > 0; part -= min(part, 64<<10) {
 				read(t, b, min(part, 64<<10))
@@ -171,10 +172,12 @@ func TestWindowShrinks(t *testing.T) {
 		p := newPeer(t, Config{})
 		id, b := p.streams()
 		ahead := DefaultStreamWindow
-		for range 400 {
-			p.feeds(id, 64<<10)
-			read(t, b, 64<<10)
-			ahead += p.credits(id) - 64<<10
+		for range 10 {
+			time.Sleep(10 * time.Millisecond) // a round trip
+			n := ahead
+			p.feeds(id, n)
+			read(t, b, n)
+			ahead += p.credits(id) - n
 		}
 		held := 0
 		for range 2 * maxStreamWindow / (32 << 10) { // it sends all it may, and only a part is read
@@ -195,8 +198,8 @@ func TestWindowShrinks(t *testing.T) {
 	})
 }
 
-// TestSlowTransferGrowsNoWindow has a reader be done with all that comes, but little comes: no round trip is long enough
-// for that to need a larger window.
+// TestSlowTransferGrowsNoWindow has a reader be done with all that comes, but little comes: no round trip is so long that
+// it needs a large window.
 func TestSlowTransferGrowsNoWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeer(t, Config{})
@@ -209,11 +212,41 @@ func TestSlowTransferGrowsNoWindow(t *testing.T) {
 				p.next("credit, or a ping")
 			}
 		}
-		if got := p.s.grown.Load(); got > DefaultStreamWindow {
-			t.Errorf("a transfer of 200 KiB a second took %d bytes of the budget, want at most %d", got, DefaultStreamWindow)
+		if got := p.s.grown.Load(); got > 2<<20 {
+			t.Errorf("a transfer of 200 KiB a second took %d bytes of the budget, want at most 2 MiB", got)
 		}
 		b.Close()
 	})
+}
+
+// TestWindowFitsRoundTrip has a sender that is limited by its speed, on a link that was silent before, so that its pings have told
+// the round trip.
+func TestWindowFitsRoundTrip(t *testing.T) {
+	for _, c := range []struct {
+		roundTrip   time.Duration
+		least, most int64 // bytes of growth
+	}{
+		{time.Millisecond, 0, 768 << 10},
+		{100 * time.Millisecond, 4 << 20, 16 << 20},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			const rate = 40 << 20 // bytes a second
+			a, b := newMemLink(1024)
+			a.delay, b.delay, a.rate = c.roundTrip/2, c.roundTrip/2, rate
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, io.LimitReader(zeros{}, 64<<20)) })
+			p := runPair(t, a, b, Config{}, Config{Handler: func(uint32) http.Handler { return h }})
+			time.Sleep(DefaultPingInterval + time.Second)
+			res := p.do(request("GET", "/", nil))
+			read(t, res.Body, 60<<20)
+			if got := p.edge.grown.Load(); got < c.least || got > c.most {
+				t.Errorf("with %v of round trip a transfer of 40 MiB a second took %d bytes of the budget, want %d to %d",
+					c.roundTrip, got, c.least, c.most)
+			} else {
+				t.Logf("%v: %d bytes", c.roundTrip, got)
+			}
+			res.Body.Close()
+		})
+	}
 }
 
 // TestWindowBudget grows more windows than the link has room for: they share it, and leave something for the next.
@@ -227,10 +260,11 @@ func TestWindowBudget(t *testing.T) {
 		}
 		var all []*open
 		grow := func() {
-			for range 64 {
+			for range 16 {
+				time.Sleep(10 * time.Millisecond) // a round trip
 				total := 0
 				for _, o := range all {
-					n := min(o.ahead, 256<<10)
+					n := o.ahead
 					p.feeds(o.id, n)
 					read(t, o.body, n)
 					o.ahead += p.credits(o.id) - n

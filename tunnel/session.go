@@ -76,6 +76,7 @@ type Session struct {
 	sent    atomic.Int64  // when something was last written
 	start   time.Time
 	grown   atomic.Int64 // bytes by which windows have grown, of windowBudget
+	trips   roundTrips
 
 	woken []chan struct{} // of streams for which the batch that is being read had something; used by readLoop only
 

@@ -72,7 +72,7 @@ func newStream(s *Session, id uint32, kind messages.Type) *stream {
 
 func (st *stream) init(s *Session, id uint32, kind messages.Type) {
 	st.session, st.id, st.kind = s, id, kind
-	st.recv = recvWindow{left: DefaultStreamWindow, size: DefaultStreamWindow, least: DefaultStreamWindow}
+	st.recv = newRecvWindow()
 	st.credit = DefaultStreamWindow
 }
 
@@ -207,7 +207,7 @@ func (st *stream) receive(p []byte, end bool) {
 		st.cancel(messages.CancelFlow, "more data than credit")
 		return
 	}
-	st.recv.left -= int64(len(p))
+	st.receivedLocked(len(p))
 	st.in.write(p)
 	st.inEnded = end
 	over, reader := st.overLocked(), st.readWake

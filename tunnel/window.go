@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"math"
+	"sync"
 	"time"
 )
 
@@ -10,24 +11,43 @@ const (
 	DefaultStreamWindow = 256 << 10
 	// maxStreamWindow is how far the window of a stream grows, in bytes.
 	maxStreamWindow = 16 << 20
-	// quickQuarter is the time in which a quarter of a window has to be read for the window to grow: it then lasts for a
-	// second, longer than any round trip.
-	quickQuarter = 250 * time.Millisecond
 	// windowBudget is how many bytes the windows of a link may grow by, all together.
 	windowBudget = 32 << 20
 
 	maxCredit = math.MaxInt32
 )
 
-// A recvWindow says how much the peer may send on a stream. It doubles while the reader keeps up, so that a long
-// round trip does not limit a transfer, and shrinks when the reader does not, so that it cannot fill the memory.
+// A recvWindow says how much the peer may send on a stream. It doubles while it is what limits a quick reader, so that a
+// long round trip does not limit a transfer, and shrinks when the reader is slow, so that it cannot fill the memory.
 type recvWindow struct {
 	size     int64 // bytes; DefaultStreamWindow to maxStreamWindow
 	left     int64 // bytes that the peer may still send
 	consumed int64 // bytes that were read and not yet given back as credit
 	least    int64 // bytes that were left waiting to be read when they were fewest, since credit was last given
 
-	given time.Duration // when that was, after the start of the session; zero before
+	// A round is from credit until the first byte that the peer could not have sent without it: a round trip, and the
+	// time in which the peer had credit to spare.
+	round time.Duration // when it began, after the start of the session
+	ahead int64         // bytes that may come before it ends; negative outside of one
+	spare bool          // the last round, or this one so far, is so long that the window is no limit
+}
+
+func newRecvWindow() recvWindow {
+	return recvWindow{size: DefaultStreamWindow, left: DefaultStreamWindow, least: DefaultStreamWindow, ahead: -1}
+}
+
+// receivedLocked notes that n bytes have come.
+func (st *stream) receivedLocked(n int) {
+	w := &st.recv
+	w.left -= int64(n)
+	if w.ahead < 0 {
+		return
+	}
+	if w.ahead -= int64(n); w.ahead < 0 {
+		now := time.Since(st.session.start)
+		st.session.trips.note(now-w.round, now)
+		w.spare = now-w.round > st.session.trips.limit()
+	}
 }
 
 // consumedLocked notes that the reader took n bytes, and returns how much credit to give for it, often none yet. Credit
@@ -40,9 +60,14 @@ func (st *stream) consumedLocked(n int) uint32 {
 		return 0
 	}
 	now := time.Since(st.session.start)
+	if w.ahead < 0 {
+		w.round, w.ahead = now, w.left
+	} else if now-w.round > st.session.trips.limit() {
+		w.spare = true
+	}
 	want := w.size
 	switch {
-	case w.least == 0 && (w.given == 0 || now-w.given < quickQuarter):
+	case w.least == 0 && !w.spare:
 		want *= 2
 	case w.least > w.size/2: // of at most three quarters: the rest was read
 		want /= 2
@@ -51,7 +76,7 @@ func (st *stream) consumedLocked(n int) uint32 {
 	grant := w.consumed + size - w.size
 	w.size = size
 	w.left += grant
-	w.consumed, w.least, w.given = 0, int64(st.in.size), now
+	w.consumed, w.least = 0, int64(st.in.size)
 	return uint32(grant)
 }
 
@@ -71,3 +96,36 @@ func (s *Session) resizeWindow(size, want, least int64) int64 {
 
 // releaseWindow gives back to the link's budget what a window of the given size has taken from it.
 func (s *Session) releaseWindow(size int64) { s.grown.Add(DefaultStreamWindow - size) }
+
+// roundTrips knows the shortest round trip of a link, from its pings and the rounds of its windows.
+type roundTrips struct {
+	mu    sync.Mutex    // guards the fields below; taken after stream.mu
+	least time.Duration // zero before the first
+	known time.Duration // when it was noted, after the start of the session
+}
+
+// note takes a round trip, or what may have been longer than one, that ended now. What is known is forgotten by half each
+// minute, because paths change.
+func (r *roundTrips) note(trip, now time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now-r.known > time.Minute {
+		r.least *= 2
+		r.known = now
+	}
+	if r.least == 0 || trip < r.least {
+		r.least, r.known = trip, now
+	}
+}
+
+// limit is the length of a round above which a larger window would make nothing faster: two round trips, as far as is
+// known, and a second at most. Larger ones would only fill the queues of the link, in front of other streams' bytes:
+// beside four downloads the median of small requests took 24 ms instead of 8.
+func (r *roundTrips) limit() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.least == 0 {
+		return time.Second
+	}
+	return min(2*r.least, time.Second)
+}
