@@ -37,6 +37,7 @@ type stream struct {
 	id      uint32
 	kind    messages.Type // what its bytes travel in: Body or WSMessage
 	batch   uint64        // of the outbox that holds the request head; set before it is awaited (edge)
+	offered bool          // a piece of the body was given to the outbox, by whose mu it is guarded
 
 	mu sync.Mutex // guards the fields below; taken after Session.mu; not held while calling the outbox
 

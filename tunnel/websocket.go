@@ -61,6 +61,7 @@ type DialOptions struct {
 func Dial(ctx context.Context, url string, o DialOptions) (Conn, string, error) {
 	var batch *batchConn // the last connection dialled, which is the one that carries the link
 	wrap := func(c net.Conn) net.Conn {
+		limitUnsent(c)
 		batch = &batchConn{Conn: c}
 		return batch
 	}
@@ -244,6 +245,7 @@ func (w *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	_ = c.SetDeadline(time.Time{}) // the HTTP server's deadlines are not the link's
+	limitUnsent(c)
 	w.batch = &batchConn{Conn: c}
 	rw.Writer.Reset(w.batch)
 	return w.batch, rw, nil
