@@ -31,6 +31,7 @@ type batchConn struct {
 }
 
 func newBatchConn(c net.Conn) *batchConn {
+	limitUnsent(c)
 	b := &batchConn{Conn: c}
 	if s, ok := c.(syscall.Conn); ok {
 		b.raw, _ = s.SyscallConn()

@@ -60,7 +60,8 @@ func (s *Session) handlePing(h messages.Header, payload []byte) error {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	if h.Flags&messages.FlagAck != 0 {
-		return nil // that something came is all that counts
+		s.noteAck(data)
+		return nil
 	}
 	return s.out.control(func(b []byte) []byte { return messages.AppendPing(b, messages.FlagAck, data) })
 }

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/harp-tunnel/harp/messages"
 )
@@ -123,13 +123,13 @@ func TestCreditComesBackOnRead(t *testing.T) {
 		p := newPeer(t, Config{})
 		id, b := p.streams()
 		p.feeds(id, DefaultStreamWindow)
-		read(t, b, DefaultStreamWindow/2-1)
-		p.idle("less than half the window was read")
+		read(t, b, DefaultStreamWindow/4-1)
+		p.idle("less than a quarter of the window was read")
 		read(t, b, 1)
-		p.wants("half the window was read", credit(id, DefaultStreamWindow/2))
+		p.wants("a quarter of the window was read", credit(id, DefaultStreamWindow/4))
 		p.idle("and nothing else is sent")
 		p.sends(end(id, ""))
-		read(t, b, DefaultStreamWindow/2)
+		read(t, b, DefaultStreamWindow*3/4)
 		p.idle("after the end no credit is due")
 		b.Close()
 	})
@@ -140,19 +140,22 @@ func TestWindowGrows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeer(t, Config{})
 		id, b := p.streams()
-		ahead := DefaultStreamWindow
-		for range 200 {
-			n := min(ahead, 64<<10)
+		ahead, rounds := DefaultStreamWindow, 0
+		for ; ahead < maxStreamWindow*3/4; rounds++ {
+			if rounds == 10 {
+				t.Fatalf("the peer may send %d bytes after ten windows were read at once, want about %d", ahead, maxStreamWindow)
+			}
+			time.Sleep(10 * time.Millisecond) // a round trip
+			n := ahead
 			p.feeds(id, n)
-			read(t, b, n)
-			ahead += p.credits(id) - n
-			if ahead > maxStreamWindow {
+			for part := n; part > 0; part -= min(part, 64<<10) {
+				read(t, b, min(part, 64<<10))
+			}
+			if ahead += p.credits(id) - n; ahead > maxStreamWindow {
 				t.Fatalf("the peer may send %d bytes, want at most %d", ahead, maxStreamWindow)
 			}
 		}
-		if ahead < maxStreamWindow/2 {
-			t.Errorf("the peer may send %d bytes after 12 MiB were read at once, want about %d", ahead, maxStreamWindow)
-		}
+		t.Logf("%d round trips", rounds)
 		if got, want := p.s.grown.Load(), int64(maxStreamWindow-DefaultStreamWindow); got != want {
 			t.Errorf("the budget has given %d bytes, want %d", got, want)
 		}
@@ -169,13 +172,15 @@ func TestWindowShrinks(t *testing.T) {
 		p := newPeer(t, Config{})
 		id, b := p.streams()
 		ahead := DefaultStreamWindow
-		for range 200 {
-			p.feeds(id, 64<<10)
-			read(t, b, 64<<10)
-			ahead += p.credits(id) - 64<<10
+		for range 10 {
+			time.Sleep(10 * time.Millisecond) // a round trip
+			n := ahead
+			p.feeds(id, n)
+			read(t, b, n)
+			ahead += p.credits(id) - n
 		}
 		held := 0
-		for range 200 { // it sends all it may, and only a part is read
+		for range 2 * maxStreamWindow / (32 << 10) { // it sends all it may, and only a part is read
 			p.feeds(id, ahead)
 			held += ahead
 			ahead = 0
@@ -193,7 +198,58 @@ func TestWindowShrinks(t *testing.T) {
 	})
 }
 
-// TestWindowBudget grows more windows than the link has room for.
+// TestSlowTransferGrowsNoWindow has a reader be done with all that comes, but little comes: no round trip is so long that
+// it needs a large window.
+func TestSlowTransferGrowsNoWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, Config{})
+		id, b := p.streams()
+		for range 500 {
+			time.Sleep(100 * time.Millisecond)
+			p.feeds(id, 20<<10)
+			read(t, b, 20<<10)
+			for p.pending() {
+				p.next("credit, or a ping")
+			}
+		}
+		if got := p.s.grown.Load(); got > 2<<20 {
+			t.Errorf("a transfer of 200 KiB a second took %d bytes of the budget, want at most 2 MiB", got)
+		}
+		b.Close()
+	})
+}
+
+// TestWindowFitsRoundTrip has a sender that is limited by its speed, on a link that was silent before, so that its pings have told
+// the round trip.
+func TestWindowFitsRoundTrip(t *testing.T) {
+	for _, c := range []struct {
+		roundTrip   time.Duration
+		least, most int64 // bytes of growth
+	}{
+		{time.Millisecond, 0, 768 << 10},
+		{100 * time.Millisecond, 4 << 20, 16 << 20},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			const rate = 40 << 20 // bytes a second
+			a, b := newMemLink(1024)
+			a.delay, b.delay, a.rate = c.roundTrip/2, c.roundTrip/2, rate
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, io.LimitReader(zeros{}, 64<<20)) })
+			p := runPair(t, a, b, Config{}, Config{Handler: func(uint32) http.Handler { return h }})
+			time.Sleep(DefaultPingInterval + time.Second)
+			res := p.do(request("GET", "/", nil))
+			read(t, res.Body, 60<<20)
+			if got := p.edge.grown.Load(); got < c.least || got > c.most {
+				t.Errorf("with %v of round trip a transfer of 40 MiB a second took %d bytes of the budget, want %d to %d",
+					c.roundTrip, got, c.least, c.most)
+			} else {
+				t.Logf("%v: %d bytes", c.roundTrip, got)
+			}
+			res.Body.Close()
+		})
+	}
+}
+
+// TestWindowBudget grows more windows than the link has room for: they share it, and leave something for the next.
 func TestWindowBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeer(t, Config{})
@@ -204,10 +260,11 @@ func TestWindowBudget(t *testing.T) {
 		}
 		var all []*open
 		grow := func() {
-			for range 32 {
+			for range 16 {
+				time.Sleep(10 * time.Millisecond) // a round trip
 				total := 0
 				for _, o := range all {
-					n := min(o.ahead, 256<<10)
+					n := o.ahead
 					p.feeds(o.id, n)
 					read(t, o.body, n)
 					o.ahead += p.credits(o.id) - n
@@ -220,20 +277,25 @@ func TestWindowBudget(t *testing.T) {
 					t.Fatalf("the peer may send %d bytes in all, want at most %d", total, most)
 				}
 			}
+			share := (windowBudget + len(all)*DefaultStreamWindow) / (len(all) + 1)
+			for _, o := range all {
+				if o.ahead < share/2 || o.ahead > share*3/2 {
+					t.Errorf("the peer may send %d bytes on one of %d streams, want about %d", o.ahead, len(all), share)
+				}
+			}
 		}
-		for range 12 {
-			id, b := p.streams()
-			all = append(all, &open{id, b, DefaultStreamWindow})
+		for range 4 {
+			for range 3 { // the first have the budget when the others come
+				id, b := p.streams()
+				all = append(all, &open{id, b, DefaultStreamWindow})
+			}
+			grow()
 		}
-		grow()
-		if got := p.s.grown.Load(); got != windowBudget {
-			t.Errorf("twelve streams took %d bytes of the budget, want all of it: %d", got, windowBudget)
-		}
-		for _, o := range slices.Concat(all[:5], all[7:]) {
+		for _, o := range all[2:] {
 			o.body.Close()
 			p.wantsCancel("closed", o.id, messages.CancelAborted)
 		}
-		all = all[5:7] // the budget has ended in the middle of one of them
+		all = all[:2]
 		grow()
 		for _, o := range all {
 			o.body.Close()

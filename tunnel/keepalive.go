@@ -61,3 +61,11 @@ func (s *Session) ping(now time.Duration) {
 		return messages.AppendPing(messages.AppendReserved(b, 0), 0, data)
 	})
 }
+
+// noteAck takes the answer to a ping, or what the peer makes of one.
+func (s *Session) noteAck(data [messages.PingLen]byte) {
+	now := time.Since(s.start)
+	if sent := time.Duration(binary.BigEndian.Uint64(data[:])); sent > 0 && sent <= now {
+		s.trips.note(now-sent, now)
+	}
+}

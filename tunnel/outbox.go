@@ -15,6 +15,9 @@ const (
 	turn = 32 << 10
 	// bodyBatch is how many body bytes are gathered for one write to the link.
 	bodyBatch = batchSize - 4<<10
+	// soonPiece is how many bytes of a body may go before those of others, if they are its first: a small request beside
+	// eight downloads takes 28 ms instead of 66 over a link of 10 MiB/s.
+	soonPiece = 4 << 10
 	// headBatch is how many bytes of heads are gathered before further heads wait.
 	headBatch = 256 << 10
 	// maxUrgent bounds heads and control together: a peer that keeps asking and never reads has to go.
@@ -28,7 +31,8 @@ const (
 var errStalledPeer = errors.New("tunnel: peer does not read what it asks for")
 
 // An outbox gathers messages from many streams for a link, to which one goroutine at a time writes: what has come
-// together while a batch was on its way is the next batch. Heads and control go first; bodies take turns.
+// together while a batch was on its way is the next batch. Heads and control go first, with a body's first few bytes:
+// a short answer does not wait for downloads. Bodies take turns.
 type outbox struct {
 	conn    Conn
 	end     func(error)   // ends the link, of which a write failed or the peer does not read
@@ -139,6 +143,11 @@ func (o *outbox) offer(st *stream, p []byte, end bool, expired <-chan struct{}) 
 		o.mu.Unlock()
 		return 0, o.err
 	}
+	if !st.offered && size <= soonPiece && len(o.urgent) <= headBatch {
+		o.urgent = appendPiece(buffer(o.urgent), st, p, end)
+		p = nil
+	}
+	st.offered = true
 	for len(o.waiting) == 0 && len(p) > 0 {
 		n := min(len(p), turn)
 		if len(o.body) > 0 && len(o.body)+n > bodyBatch {
@@ -164,11 +173,15 @@ func (o *outbox) offer(st *stream, p []byte, end bool, expired <-chan struct{}) 
 }
 
 func (o *outbox) appendBodyLocked(st *stream, p []byte, end bool) {
+	o.body = appendPiece(buffer(o.body), st, p, end)
+}
+
+func appendPiece(b []byte, st *stream, p []byte, end bool) []byte {
 	var flags messages.Flags
 	if end {
 		flags = messages.FlagEnd
 	}
-	o.body = messages.AppendBody(buffer(o.body), st.kind, flags, st.id, p)
+	return messages.AppendBody(b, st.kind, flags, st.id, p)
 }
 
 // withdraw takes w back. When it returns nobody reads w's bytes any more. The error says why not all were taken.

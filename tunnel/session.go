@@ -74,6 +74,7 @@ type Session struct {
 	heard  atomic.Int64  // when something was last read, in nanoseconds after start
 	start  time.Time
 	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
+	trips  roundTrips
 
 	woken []chan struct{} // of streams for which the batch that is being read had something; used by readLoop only
 
@@ -258,7 +259,7 @@ func (s *Session) remove(st *stream) {
 	st.removed = true
 	delete(s.streams, st.id)
 	s.out.streams.Store(int32(len(s.streams)))
-	s.shrinkWindow(st.recv.size - DefaultStreamWindow)
+	s.releaseWindow(st.recv.size)
 	if s.empty != nil && len(s.streams) == 0 {
 		close(s.empty)
 	}

@@ -37,6 +37,7 @@ type stream struct {
 	id      uint32
 	kind    messages.Type // what its bytes travel in: Body or WSMessage
 	batch   uint64        // of the outbox that holds the request head; set before it is awaited (edge)
+	offered bool          // a piece of the body was given to the outbox, by whose mu it is guarded
 
 	mu sync.Mutex // guards the fields below; taken after Session.mu; not held while calling the outbox
 
@@ -72,7 +73,7 @@ func newStream(s *Session, id uint32, kind messages.Type) *stream {
 
 func (st *stream) init(s *Session, id uint32, kind messages.Type) {
 	st.session, st.id, st.kind = s, id, kind
-	st.recv = recvWindow{left: DefaultStreamWindow, size: DefaultStreamWindow}
+	st.recv = newRecvWindow()
 	st.credit = DefaultStreamWindow
 }
 
@@ -207,7 +208,7 @@ func (st *stream) receive(p []byte, end bool) {
 		st.cancel(messages.CancelFlow, "more data than credit")
 		return
 	}
-	st.recv.left -= int64(len(p))
+	st.receivedLocked(len(p))
 	st.in.write(p)
 	st.inEnded = end
 	over, reader := st.overLocked(), st.readWake
