@@ -110,6 +110,30 @@ func TestNoPingWhileThereIsTraffic(t *testing.T) {
 	})
 }
 
+// TestAgentPingsFirst keeps an agent's link idle, so that its edge never has to ping.
+func TestAgentPingsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newAgent(t, nil)
+		for i := range 10 {
+			time.Sleep(9*time.Second - time.Millisecond)
+			p.idle("nine seconds are not over")
+			time.Sleep(time.Millisecond)
+			if n := p.pings(); n != 1 {
+				t.Fatalf("%d pings after %d times nine seconds of silence, want 1", n, i+1)
+			}
+			p.sends(messages.AppendPing(nil, messages.FlagAck, [8]byte{}))
+		}
+		time.Sleep(20*time.Second - time.Millisecond)
+		if err := p.s.Err(); err != nil {
+			t.Fatalf("link died of %v, want 20 s of patience", err)
+		}
+		time.Sleep(time.Millisecond)
+		if err := p.dead("nothing was heard for 20 s"); !errors.Is(err, ErrSilent) {
+			t.Errorf("link died of %v, want %v", err, ErrSilent)
+		}
+	})
+}
+
 // TestPingWhileListening has the peer send and send: it hears nothing from this end unless that pings.
 func TestPingWhileListening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
