@@ -110,6 +110,35 @@ func TestNoPingWhileThereIsTraffic(t *testing.T) {
 	})
 }
 
+// TestAgentPingsLast keeps an agent's link idle: it answers the edge's pings, and pings only when none comes.
+func TestAgentPingsLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newAgent(t, nil)
+		for range 10 {
+			time.Sleep(10 * time.Second)
+			p.idle("the edge is about to ping")
+			p.sends(messages.AppendPing(nil, 0, [8]byte{}))
+			if h, _ := p.next("the answer to a ping"); h.Type != messages.TypePing || h.Flags&messages.FlagAck == 0 {
+				t.Fatalf("the answer to a ping is %v", h)
+			}
+		}
+		time.Sleep(11*time.Second - time.Millisecond)
+		p.idle("eleven seconds are not over")
+		time.Sleep(time.Millisecond)
+		if n := p.pings(); n != 1 {
+			t.Fatalf("%d pings after eleven seconds of silence, want 1", n)
+		}
+		time.Sleep(9*time.Second - time.Millisecond)
+		if err := p.s.Err(); err != nil {
+			t.Fatalf("link died of %v, want 20 s of patience", err)
+		}
+		time.Sleep(time.Millisecond)
+		if err := p.dead("nothing was heard for 20 s"); !errors.Is(err, ErrSilent) {
+			t.Errorf("link died of %v, want %v", err, ErrSilent)
+		}
+	})
+}
+
 // TestPingWhileListening has the peer send and send: it hears nothing from this end unless that pings.
 func TestPingWhileListening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -70,7 +70,7 @@ type Session struct {
 	config Config // with its defaults; not changed
 	out    *outbox
 	ended  chan struct{} // closed when the link is dead; err is set before
-	done   chan struct{} // closed by Run when its goroutines and handlers have ended
+	done   chan struct{} // closed by finish when the goroutines and handlers have ended
 	heard  atomic.Int64  // when something was last read, in nanoseconds after start
 	start  time.Time
 	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
@@ -78,18 +78,21 @@ type Session struct {
 
 	woken []chan struct{} // of streams for which the batch that is being read had something; used by readLoop only
 
-	handlers sync.WaitGroup // the agent's running handlers
+	onEnd     func(error) // set by Start, called by finish; may be nil
+	keepalive keepalive
+	reader    sync.WaitGroup // readLoop
+	handlers  sync.WaitGroup // the agent's running handlers
 
 	mu       sync.Mutex // guards the fields below; taken after outbox.mu, before stream.mu
 	streams  map[uint32]*stream
-	running  int                     // handlers; some may have outlived their streams
-	resting  restingWorkers          // wait for a handler to run
-	lastID   uint32                  // the newest stream
-	draining bool                    // no new streams
-	empty    chan struct{}           // closed when draining has left no stream; nil before draining
-	cancel   context.CancelCauseFunc // ends Run; nil before it
-	closing  error                   // the reason that Close was given
-	err      error                   // first cause of death
+	running  int            // handlers; some may have outlived their streams
+	resting  restingWorkers // wait for a handler to run
+	lastID   uint32         // the newest stream
+	draining bool           // no new streams
+	empty    chan struct{}  // closed when draining has left no stream; nil before draining
+	started  bool           // by Start, whose goroutines are there
+	closing  error          // the first reason that Close was given: finish runs, once started
+	err      error          // first cause of death
 }
 
 // NewSession returns a session over conn. It does nothing until Run.
@@ -115,32 +118,30 @@ func NewSession(conn Conn, config Config) *Session {
 // Run carries the link until it ends, for which it returns the reason: ctx's cause, ErrSilent, an error that wraps
 // ErrProtocol, or one of the connection. It closes the connection and waits for the handlers. Call it once.
 func (s *Session) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	s.mu.Lock()
-	s.cancel = cancel
-	if s.closing != nil {
-		cancel(s.closing)
+	if ctx.Err() != nil {
+		s.Close(context.Cause(ctx))
 	}
-	s.mu.Unlock()
-	s.heard.Store(int64(time.Since(s.start))) // the link may have waited for Run
-	var reader sync.WaitGroup
-	reader.Go(func() { cancel(s.readLoop(ctx)) }) // ends when the connection closes
-	s.out.begin()
-	stop := s.keepalive(cancel) // ends with stop
-	<-ctx.Done()
-	stop()
-	s.fail(context.Cause(ctx))
-	select {
-	case <-s.out.written:
-	case <-time.After(time.Second): // the last words have waited long enough
-	}
-	_ = s.conn.Close()
-	reader.Wait()
-	<-s.out.written
-	s.endWorkers()
-	s.handlers.Wait()
-	close(s.done)
+	stop := context.AfterFunc(ctx, func() { s.Close(context.Cause(ctx)) })
+	defer stop()
+	s.Start(nil)
+	<-s.done
 	return s.err
+}
+
+// Start is Run without the wait and without the goroutine that waits: ended, which may be nil, is called with the reason
+// at the end, from a goroutine of the session. Call one of the two, once.
+func (s *Session) Start(ended func(reason error)) {
+	s.onEnd = ended
+	s.heard.Store(int64(time.Since(s.start))) // the link may have waited for Start
+	s.reader.Go(s.readLoop)                   // ends when the connection closes
+	s.out.begin()
+	s.keepalive.start(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.started = true
+	if s.closing != nil {
+		go s.finish() // ends when the rest has ended
+	}
 }
 
 // Close ends the link for the given reason, nil for ErrClosed, after what was sent before. It does not wait for Run.
@@ -150,11 +151,31 @@ func (s *Session) Close(reason error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing == nil {
-		s.closing = reason
+	if s.closing != nil {
+		return
 	}
-	if s.cancel != nil {
-		s.cancel(reason)
+	s.closing = reason
+	if s.started {
+		go s.finish() // ends when the rest has ended
+	}
+}
+
+// finish ends what Start has begun, for the reason that Close was given.
+func (s *Session) finish() {
+	s.keepalive.stop()
+	s.fail(s.closing)
+	select {
+	case <-s.out.written:
+	case <-time.After(time.Second): // the last words have waited long enough
+	}
+	_ = s.conn.Close()
+	s.reader.Wait()
+	<-s.out.written
+	s.endWorkers()
+	s.handlers.Wait()
+	close(s.done)
+	if s.onEnd != nil {
+		s.onEnd(s.err)
 	}
 }
 
@@ -265,27 +286,47 @@ func (s *Session) remove(st *stream) {
 	}
 }
 
-func (s *Session) readLoop(ctx context.Context) error {
-	for ctx.Err() == nil {
+// readLoop reads from the link until it ends. It waits on a shallow stack. A link that has been silent will be silent again:
+// then a fresh goroutine goes on, because this one's stack has grown to 8 KB and the garbage collector leaves it 4.
+func (s *Session) readLoop() {
+	for !s.ending() {
+		before := s.heard.Load()
 		text, r, err := s.conn.NextMessage()
 		if err != nil {
-			return fmt.Errorf("tunnel: read from link: %w", err)
+			s.Close(fmt.Errorf("tunnel: read from link: %w", err))
+			return
 		}
-		b, err := s.readMessage(buffer(nil), r)
-		if err != nil {
-			return fmt.Errorf("tunnel: read from link: %w", err)
+		if err := s.readBatch(text, r); err != nil {
+			s.Close(err)
+			return
 		}
-		if text {
-			err = s.handleText(b)
-		} else {
-			err = s.dispatch(b)
-		}
-		releaseBuffer(b)
-		if err != nil {
-			return err
+		if time.Duration(s.heard.Load()-before) > s.config.PingInterval/2 {
+			s.reader.Go(s.readLoop) // ends when the connection closes
+			return
 		}
 	}
-	return context.Cause(ctx)
+}
+
+// ending reports whether Close was called.
+func (s *Session) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing != nil
+}
+
+// readBatch handles the HARP messages in r.
+func (s *Session) readBatch(text bool, r io.Reader) error {
+	b, err := s.readMessage(buffer(nil), r)
+	if err != nil {
+		return fmt.Errorf("tunnel: read from link: %w", err)
+	}
+	if text {
+		err = s.handleText(b)
+	} else {
+		err = s.dispatch(b)
+	}
+	releaseBuffer(b)
+	return err
 }
 
 // readMessage appends what r has to b, which grows as needed. Each piece of a message is a sign of life.

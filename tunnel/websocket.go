@@ -164,7 +164,11 @@ func Accept(w http.ResponseWriter, r *http.Request, challenge string) (Conn, err
 		_ = ws.Close(websocket.StatusPolicyViolation, "subprotocol "+messages.Subprotocol+" is required")
 		return nil, errors.New("agent does not speak " + messages.Subprotocol)
 	}
-	return newWSConn(ws, hw.batch), nil
+	c := newWSConn(ws, hw.batch)
+	if c.in = hw.in; !hw.early {
+		c.in.Reset(hw.batch) // without the library's layer for early bytes, which takes stack
+	}
+	return c, nil
 }
 
 // linkTLS is c for a connection that must not become HTTP/2: a WebSocket is opened by HTTP/1.1.
@@ -199,6 +203,7 @@ func firstLine(r io.Reader) string {
 type wsConn struct {
 	ws    *websocket.Conn
 	batch *batchConn
+	in    *bufio.Reader // of ws; nil at the agent
 }
 
 func newWSConn(ws *websocket.Conn, batch *batchConn) *wsConn {
@@ -207,6 +212,12 @@ func newWSConn(ws *websocket.Conn, batch *batchConn) *wsConn {
 }
 
 func (c *wsConn) NextMessage() (text bool, r io.Reader, err error) {
+	if c.in != nil {
+		// An idle link waits here, where the stack is half as deep as in the library.
+		if _, err := c.in.Peek(1); err != nil {
+			return false, nil, err
+		}
+	}
 	kind, r, err := c.ws.Reader(context.Background())
 	return kind == websocket.MessageText, r, err
 }
@@ -240,7 +251,9 @@ func (c *wsConn) TryBinary(parts ...[]byte) (all bool, err error) {
 func (c *wsConn) Flush() error { return c.batch.flush() }
 
 func (c *wsConn) WriteText(text []byte) error {
-	return c.ws.Write(context.Background(), websocket.MessageText, text)
+	c.batch.begin() // the library's own buffer is small
+	err := c.ws.Write(context.Background(), websocket.MessageText, text)
+	return cmp.Or(err, c.batch.flush())
 }
 
 func (c *wsConn) Close() error {
@@ -250,10 +263,20 @@ func (c *wsConn) Close() error {
 	return err
 }
 
-// hijackWriter hands the WebSocket library a connection that batches.
+// The sizes in bytes of the buffers that a link at the edge has while it is idle: what is read to begin with, and a
+// control frame of a WebSocket. Both suffice: a message is read into, and written from, a buffer of the pool. Those of
+// net/http would be 8 KiB.
+const (
+	linkReadSize  = 512
+	linkWriteSize = 128
+)
+
+// hijackWriter hands the WebSocket library a connection that batches, and small buffers.
 type hijackWriter struct {
 	http.ResponseWriter
 	batch *batchConn
+	in    *bufio.Reader
+	early bool // the agent's first bytes came before the connection was taken over
 }
 
 func (w *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
@@ -263,6 +286,9 @@ func (w *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	_ = c.SetDeadline(time.Time{}) // the HTTP server's deadlines are not the link's
 	w.batch = newBatchConn(c)
-	rw.Writer.Reset(w.batch)
-	return w.batch, rw, nil
+	n := rw.Reader.Buffered()
+	w.early = n > 0
+	w.in = bufio.NewReaderSize(io.LimitReader(rw.Reader, int64(n)), max(n, linkReadSize))
+	_, _ = w.in.Peek(n) // where the library looks for early bytes
+	return w.batch, bufio.NewReadWriter(w.in, bufio.NewWriterSize(w.batch, linkWriteSize)), nil
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,16 +37,15 @@ type link struct {
 	scheme    string     // by which the agent came
 	port      string     // to which it came, with its colon; empty for the scheme's own
 	since     time.Time
-	ctx       context.Context // the link's life
-	end       context.CancelCauseFunc
 	requests  atomic.Uint64 // carried so far
 
 	mu            sync.Mutex // guards the fields below; taken before Server.mu and registry.mu
-	registrations map[uint32]*registration
+	registrations []*registration
 	lastID        uint32
-	gone          bool     // no more registrations
-	left          bool     // the agent has said that it goes
-	asked         [][]byte // registration requests that have no answer yet, in their order
+	gone          bool                    // no more registrations
+	left          bool                    // the agent has said that it goes
+	asked         [][]byte                // registration requests that have no answer yet, in their order
+	stop          context.CancelCauseFunc // ends the work on a registration request; nil while there is none
 
 	registering sync.WaitGroup // the goroutine that answers them
 }
@@ -62,7 +62,7 @@ func (l *link) served(o *link) int {
 	return 0
 }
 
-// serveLink accepts an agent's WebSocket. The link lives on in its own goroutine after this has returned.
+// serveLink accepts an agent's WebSocket. The link lives on after this has returned.
 func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 	if !s.admit() {
 		s.metrics.limit(limitPendingLinks)
@@ -87,20 +87,15 @@ func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 	l := &link{
 		server: s, conn: conn, challenge: challenge, visitor: addr, loopback: addr.IsLoopback(),
 		scheme: scheme, port: portOf(r.Host, scheme), since: time.Now(),
-		registrations: make(map[uint32]*registration),
 	}
 	l.session = tunnel.NewSession(conn, tunnel.Config{
 		MaxStreams: s.options.MaxStreams, PingInterval: s.options.PingInterval,
 		OnText: l.handleText, OnDisconnect: l.handleDisconnect, Logger: s.log,
 	})
-	ctx, end := context.WithCancelCause(context.Background())
-	l.ctx, l.end = ctx, end
+	ctx, stop := context.WithCancelCause(context.Background())
+	l.stop = stop
 	s.remember(l)
-	go func() { // ends with the link
-		defer s.running.Done()
-		l.run(ctx)
-		end(nil)
-	}()
+	go l.open(ctx) // ends with the first registration request
 }
 
 // admit counts a link that is about to be accepted, unless there are too many or the server stops.
@@ -118,17 +113,20 @@ func (s *Server) admit() bool {
 // remember lets Shutdown find the link; if that has begun, the link ends at once.
 func (s *Server) remember(l *link) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.links[l] = struct{}{}
-	if s.closing {
+	closing := s.closing
+	s.mu.Unlock()
+	if closing {
 		l.end(errShutdown)
 	}
 }
 
+// forget is the last that a link does.
 func (s *Server) forget(l *link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.links, l)
+	s.running.Done()
 }
 
 // settle counts a link as no longer pending.
@@ -138,33 +136,54 @@ func (s *Server) settle() {
 	s.pending--
 }
 
-// run carries the link from its first message to its end.
-func (l *link) run(ctx context.Context) {
+// open handles the first message and lets the link live on in the session's own goroutines: this one's stack has grown, and
+// an idle link is to be small. ctx is l.stop's.
+func (l *link) open(ctx context.Context) {
 	s := l.server
-	defer s.forget(l)
 	late := time.AfterFunc(registerTimeout, func() { l.end(errLate) })
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
+	keep := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	err := l.begin(ctx, late)
 	late.Stop()
-	stop()
+	keep()
+	l.mu.Lock()
+	l.stop(nil)
+	l.stop = nil
+	l.mu.Unlock()
 	s.settle()
 	if err != nil {
 		s.log.Debug("link ended before it registered", "from", l.visitor, "error", err)
 		_ = l.conn.Close()
 		l.leave()
+		s.forget(l)
 		return
 	}
 	s.metrics.link(1)
 	s.log.Info("link up", "from", l.visitor)
-	err = l.session.Run(ctx)
+	l.session.Start(l.down)
+}
+
+// down is called when the session has ended, with the reason.
+func (l *link) down(reason error) {
+	s := l.server
 	l.leave()
 	l.end(nil)
 	l.registering.Wait()
 	s.metrics.link(-1)
 	if l.hasLeft() {
-		err = errLeft
+		reason = errLeft
 	}
-	s.log.Info("link down", "from", l.visitor, "after", time.Since(l.since).Round(time.Second), "reason", err)
+	s.log.Info("link down", "from", l.visitor, "after", time.Since(l.since).Round(time.Second), "reason", reason)
+	s.forget(l)
+}
+
+// end ends the link for the given reason, nil for tunnel.ErrClosed. Only the first counts.
+func (l *link) end(reason error) {
+	l.session.Close(reason)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stop != nil {
+		l.stop(reason)
+	}
 }
 
 func (l *link) hasLeft() bool {
@@ -211,15 +230,17 @@ func (l *link) handleText(text []byte) error {
 	}
 	l.asked = append(l.asked, bytes.Clone(text))
 	if len(l.asked) == 1 {
-		l.registering.Go(l.registerAsked) // ends when all are answered, or with the link
+		ctx, stop := context.WithCancelCause(context.Background())
+		l.stop = stop
+		l.registering.Go(func() { l.registerAsked(ctx) }) // ends when all are answered, or with the link
 	}
 	return nil
 }
 
 // registerAsked answers the requests that have come. A refusal does not end the link.
-func (l *link) registerAsked() {
+func (l *link) registerAsked(ctx context.Context) {
 	for text := l.nextAsked(false); text != nil; text = l.nextAsked(true) {
-		refusal := l.register(l.ctx, text)
+		refusal := l.register(ctx, text)
 		if refusal == nil {
 			continue
 		}
@@ -241,7 +262,8 @@ func (l *link) nextAsked(done bool) []byte {
 		l.asked = l.asked[1:]
 	}
 	if len(l.asked) == 0 {
-		l.asked = nil
+		l.stop(nil)
+		l.asked, l.stop = nil, nil
 		return nil
 	}
 	return l.asked[0]
@@ -257,10 +279,20 @@ func (l *link) handleDisconnect(d messages.Disconnect) {
 		return
 	}
 	l.mu.Lock()
-	r := l.registrations[d.Registration]
-	delete(l.registrations, d.Registration)
+	r := l.removeLocked(d.Registration)
 	l.mu.Unlock()
 	l.server.unregister(r)
+}
+
+// removeLocked returns the registration of that number, which the link has no more; nil if it had none.
+func (l *link) removeLocked(id uint32) *registration {
+	i := slices.IndexFunc(l.registrations, func(r *registration) bool { return r.id == id })
+	if i < 0 {
+		return nil
+	}
+	r := l.registrations[i]
+	l.registrations = slices.Delete(l.registrations, i, i+1)
+	return r
 }
 
 // leave takes all of the link's registrations out of service, for good.
@@ -285,7 +317,7 @@ func (s *Server) unregister(r *registration) {
 // drop tells the agent that a registration, already out of the registry, is over, and ends a link that has none left.
 func (l *link) drop(r *registration, code messages.DisconnectCode, cause error) {
 	l.mu.Lock()
-	delete(l.registrations, r.id)
+	l.removeLocked(r.id)
 	last := len(l.registrations) == 0 && !l.gone
 	l.mu.Unlock()
 	l.session.Disconnect(messages.Disconnect{Code: code, Registration: r.id, Reason: cause.Error()})

@@ -42,7 +42,7 @@ func (l *link) tryRegister(ctx context.Context, text []byte) *messages.Registrat
 	s.names.claim(r) // before anybody can find r, take its place and release them
 	replaced, err := s.routes.add(r, func() error { return l.answer(r) })
 	if err == nil {
-		l.registrations[r.id] = r
+		l.registrations = append(l.registrations, r)
 	}
 	l.mu.Unlock()
 	if err != nil {
