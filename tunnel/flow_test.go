@@ -260,7 +260,7 @@ func TestWindowBudget(t *testing.T) {
 		}
 		var all []*open
 		grow := func() {
-			for range 16 {
+			for range 8 {
 				time.Sleep(10 * time.Millisecond) // a round trip
 				total := 0
 				for _, o := range all {
@@ -284,7 +284,7 @@ func TestWindowBudget(t *testing.T) {
 				}
 			}
 		}
-		for range 4 {
+		for range 2 {
 			for range 3 { // the first have the budget when the others come
 				id, b := p.streams()
 				all = append(all, &open{id, b, DefaultStreamWindow})
