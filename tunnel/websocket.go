@@ -213,7 +213,7 @@ func newWSConn(ws *websocket.Conn, batch *batchConn) *wsConn {
 
 func (c *wsConn) NextMessage() (text bool, r io.Reader, err error) {
 	if c.in != nil {
-		// An idle link waits here, where the stack is half as deep as in the library.
+		// An idle link waits here, where the stack is shallow: in the library it would take 1.5 KB more, a tenth.
 		if _, err := c.in.Peek(1); err != nil {
 			return false, nil, err
 		}
