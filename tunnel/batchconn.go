@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// batchSize is how many bytes of a batch are gathered before they are written, in bytes.
+// batchSize is how many bytes of a batch are gathered before they are written.
 const batchSize = 128 << 10
 
 var batchPool = sync.Pool{New: func() any { return new([batchSize]byte) }}
@@ -94,6 +94,14 @@ func (c *batchConn) tryFlush() (all bool, err error) {
 	}
 	c.n, c.off = 0, 0
 	return true, c.endLocked()
+}
+
+// Close closes the connection at once. TLS would first say so, and wait up to 5 s for a flush of the records that is stuck.
+func (c *batchConn) Close() error {
+	if c.records != nil {
+		return c.records.Close()
+	}
+	return c.Conn.Close()
 }
 
 // endLocked ends the batch, and that of the records.

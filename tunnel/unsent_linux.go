@@ -12,15 +12,17 @@ import (
 // with it. Less than a batch would cut the writes.
 const maxUnsent = batchSize
 
-// limitUnsent has c, a TCP connection or TLS over one, take no more than maxUnsent. It is a matter of speed only: errors
-// do not count.
+// limitUnsent has c, a TCP connection or layers over one that tell what is below, as TLS does, take no more than maxUnsent.
+// It is a matter of speed only: errors do not count.
 func limitUnsent(c net.Conn) {
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = t.NetConn()
-	}
 	s, ok := c.(syscall.Conn)
-	if !ok {
-		return
+	for !ok {
+		layer, isLayer := c.(interface{ NetConn() net.Conn })
+		if !isLayer {
+			return
+		}
+		c = layer.NetConn()
+		s, ok = c.(syscall.Conn)
 	}
 	raw, err := s.SyscallConn()
 	if err != nil {

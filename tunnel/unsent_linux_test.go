@@ -1,17 +1,32 @@
 package tunnel
 
 import (
+	"net"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// TestUnsentIsLimited asks the kernel at both ends of a link.
+// TestUnsentIsLimited asks the kernel at both ends of a link, without TLS and with it.
 func TestUnsentIsLimited(t *testing.T) {
 	server, client := loopback(t)
-	for name, c := range map[string]Conn{"server": server, "client": client} {
-		raw, err := c.(*wsConn).batch.Conn.(syscall.Conn).SyscallConn()
+	secureServer, secureClient := secureLoopback(t)
+	for name, c := range map[string]Conn{
+		"server": server, "client": client, "server with TLS": secureServer, "client with TLS": secureClient,
+	} {
+		below := c.(*wsConn).batch.Conn
+		for {
+			layer, ok := below.(interface{ NetConn() net.Conn })
+			if !ok {
+				break
+			}
+			below = layer.NetConn()
+		}
+		if b, ok := below.(*batchConn); ok {
+			below = b.Conn
+		}
+		raw, err := below.(syscall.Conn).SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}
