@@ -134,8 +134,8 @@ func (o *outbox) lockWithRoom(quits func() <-chan struct{}, queue *[]byte, limit
 var errGivenUp = errors.New("tunnel: given up while waiting for the link")
 
 // offer adds p to the stream's body, of which it is the last piece if end, waiting for its turns if the link is busy. It
-// returns when all of p was taken, or with an error if the link ended first, or the stream did or expired was closed (then errGivenUp), and in any case
-// how many bytes were taken.
+// returns how many bytes were taken: all of them, or an error says why not, which is errGivenUp if the stream ended or
+// expired was closed.
 func (o *outbox) offer(st *stream, p []byte, end bool, expired <-chan struct{}) (taken int, err error) {
 	size := len(p)
 	o.mu.Lock()

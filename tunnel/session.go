@@ -52,8 +52,8 @@ type Config struct {
 	// that come at most 32 MiB for the larger windows of fast transfers, and 16 MiB for what a peer that does not read
 	// has asked for.
 	MaxStreams int
-	// PingInterval is the silence, in either direction, after which a ping is sent; when nothing was heard for twice as
-	// long, the link is dead. Zero means 10 s.
+	// PingInterval is the silence, in either direction, after which a ping is sent, at the agent a tenth later; when nothing
+	// was heard for twice as long, the link is dead. Zero means 10 s.
 	PingInterval time.Duration
 	// OnText gets every text message, which it must not keep. It is called by the reader of the link and must not wait; an
 	// error ends the link.
@@ -69,7 +69,7 @@ type Session struct {
 	conn   Conn   // read by readLoop only, written by out only
 	config Config // with its defaults; not changed
 	out    *outbox
-	ended  chan struct{} // closed when the link is dead; err is set before
+	ended  chan struct{} // closed by fail when the link is dead; err is set before
 	done   chan struct{} // closed by finish when the goroutines and handlers have ended
 	heard  atomic.Int64  // when something was last read, in nanoseconds after start
 	start  time.Time
@@ -95,7 +95,7 @@ type Session struct {
 	err      error          // first cause of death
 }
 
-// NewSession returns a session over conn. It does nothing until Run.
+// NewSession returns a session over conn. It does nothing until Run or Start.
 func NewSession(conn Conn, config Config) *Session {
 	if config.MaxStreams <= 0 {
 		config.MaxStreams = DefaultMaxStreams
@@ -112,6 +112,7 @@ func NewSession(conn Conn, config Config) *Session {
 		streams: make(map[uint32]*stream),
 	}
 	s.out = newOutbox(conn, s.Close)
+	s.out.start = s.start // one clock: keepalive compares
 	return s
 }
 
@@ -128,8 +129,8 @@ func (s *Session) Run(ctx context.Context) error {
 	return s.err
 }
 
-// Start is Run without the wait and without the goroutine that waits: ended, which may be nil, is called with the reason
-// at the end, from a goroutine of the session. Call one of the two, once.
+// Start is Run without ctx and without a goroutine that waits: ended, which may be nil, is called with the reason after
+// Done, from a goroutine of the session. Call one of the two, once.
 func (s *Session) Start(ended func(reason error)) {
 	s.onEnd = ended
 	s.heard.Store(int64(time.Since(s.start))) // the link may have waited for Start
@@ -144,7 +145,7 @@ func (s *Session) Start(ended func(reason error)) {
 	}
 }
 
-// Close ends the link for the given reason, nil for ErrClosed, after what was sent before. It does not wait for Run.
+// Close ends the link for the given reason, nil for ErrClosed, after what was sent before. It does not wait for the end.
 func (s *Session) Close(reason error) {
 	if reason == nil {
 		reason = ErrClosed
@@ -179,7 +180,7 @@ func (s *Session) finish() {
 	}
 }
 
-// Ended is closed when the link is dead. Run may take longer: it waits for handlers.
+// Ended is closed when the link is dead. Done may take longer: it waits for handlers.
 func (s *Session) Ended() <-chan struct{} { return s.ended }
 
 // Err returns why the link died, nil before.
@@ -189,7 +190,7 @@ func (s *Session) Err() error {
 	return s.err
 }
 
-// Done is closed when Run has ended.
+// Done is closed when the goroutines and handlers have ended; Run returns then.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // fail sets the cause of death, ends every stream and lets the writer send what it has.

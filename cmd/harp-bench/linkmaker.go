@@ -35,8 +35,8 @@ func linksPart(f *flag.FlagSet) func(context.Context, io.Writer) error {
 	}
 }
 
-// holdLinks makes count links with the server and certificates of options, calls ready when all are registered, and keeps them until ctx ends. An agent
-// that fails is an error.
+// holdLinks makes count links with the server and certificates of options, calls ready when all are registered, and keeps
+// them until ctx ends. An agent that fails is an error.
 func holdLinks(ctx context.Context, options agent.Options, count int, ready func()) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

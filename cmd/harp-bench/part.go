@@ -10,7 +10,8 @@ import (
 // A part is what harp-bench starts itself as: a process of its own that is measured, or that measures. It declares its
 // flags and returns what does the work, until ctx ends.
 //
-// Parts stay out of cli.Main: its heap floor takes a fifth to a third off the CPU time of a Go proxy, and then it is not a plain one.
+// Parts stay out of cli.Main: its heap floor takes a fifth to a third off the CPU time of a Go proxy, and then it is not a
+// plain one.
 type part func(*flag.FlagSet) func(ctx context.Context, out io.Writer) error
 
 // partNamed returns the part that is started with name as first argument; nil if there is none.

@@ -14,7 +14,7 @@ import (
 )
 
 // BenchmarkVisit takes visitors through a whole edge and agent, all in this process: what it counts is the work of both.
-// Visitors and upstream do as little as they can. Its profile is what the commands are built with; see "make profile".
+// Visitors and upstream do as little as they can.
 func BenchmarkVisit(b *testing.B) {
 	for _, scheme := range []string{"http", "https"} {
 		var opts []option
@@ -84,7 +84,7 @@ func (tn *tunnel) benchRequests(b *testing.B, n int) {
 	for i := range n {
 		c := tn.visitor(b)
 		defer c.Close()
-		wg.Go(func() {
+		wg.Go(func() { // ends with its share of the requests
 			br := bufio.NewReader(c)
 			for j := i; j < b.N; j += n {
 				if _, err := c.Write(request); err != nil {

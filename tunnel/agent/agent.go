@@ -77,8 +77,8 @@ type Options struct {
 	// ExitOnFailure makes Run return ErrUnreachable if the first connection fails; else it waits for the network.
 	// Once connected, an agent always comes back.
 	ExitOnFailure bool
-	// PingInterval is the silence after which the link is pinged; after twice as long it is dialled anew. Zero or
-	// negative means 10 s.
+	// PingInterval is the silence after which the edge may be expected to ping the link, and the agent does a tenth later;
+	// after twice as long it is dialled anew. Zero or negative means 10 s.
 	PingInterval time.Duration
 	// MaxStreams is how many requests may be open at once; further ones are refused, and the edge tries another agent or
 	// answers 503. Zero or negative means 4000: the limit that counts is the edge's, 1000 unless its operator says

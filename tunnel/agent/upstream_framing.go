@@ -41,7 +41,7 @@ func (h *responseHead) frame(method string) (responseFraming, error) {
 				return fr, err
 			case length < 0:
 				length, fr.length = i, n
-				if !isDigits(f.value) || f.value[0] == '0' {
+				if !isDigits(f.value) || f.value[0] == '0' { // else it is what FormatInt would allocate
 					f.value = strconv.FormatInt(n, 10)
 				}
 			case n != fr.length:

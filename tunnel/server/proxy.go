@@ -220,7 +220,7 @@ func (v *visit) roundTrip(out *http.Request, candidates []*registration) (res *h
 			v.body.lend(out, i+1 < len(candidates))
 		}
 		res, err = c.link.session.Exchange(ctx, c.id, out, v)
-		if err == nil || err == tunnel.ErrTimeout || ctx.Err() != nil {
+		if err == nil || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil {
 			return res, err
 		}
 		busy = busy || errors.Is(err, tunnel.ErrBusy)
