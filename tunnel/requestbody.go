@@ -3,68 +3,40 @@ package tunnel
 import (
 	"io"
 	"net/http"
-	"strings"
-	"time"
-
-	"github.com/harp-tunnel/harp/messages"
 )
 
-// sendBody sends the request body, then its trailers, and closes it.
-func (x *exchange) sendBody(req *http.Request) {
-	defer req.Body.Close()
-	if !x.mayProceed() {
-		return
-	}
-	c := chunkPool.Get().(*chunk)
-	defer releaseChunk(c)
-	for {
-		n, err := req.Body.Read(c.b[:])
-		if n > 0 {
-			if _, err := x.write(c.b[:n], nil); err != nil {
-				return
+// requestBody is the request body that a handler reads. It may do so while another goroutine writes the response.
+type requestBody struct {
+	w  *responseWriter
+	st *stream
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.w.askForBody()
+	n, err := b.st.read(p, nil)
+	if err == io.EOF {
+		b.st.mu.Lock()
+		trailers := b.st.trailers
+		b.st.mu.Unlock()
+		for name, values := range decodeHeader(trailers) {
+			if b.w.r.Trailer == nil {
+				b.w.r.Trailer = make(http.Header)
 			}
-		}
-		if err == io.EOF {
-			_ = x.endWith(req.Trailer)
-			return
-		}
-		if err != nil {
-			x.cancel(messages.CancelAborted, "the request body broke off")
-			return
+			b.w.r.Trailer[name] = values
 		}
 	}
+	return n, err
 }
 
-// mayProceed waits for the agent to want the body, and reports whether it can still be sent.
-func (x *exchange) mayProceed() bool {
-	if !isClosed(x.proceed) {
-		t := time.NewTimer(continueTimeout)
-		defer t.Stop()
-		select {
-		case <-x.proceed:
-		case <-t.C:
-		case <-x.quits():
-		}
-	}
-	return x.sendError() == nil
+// Buffered returns how many bytes can be read without waiting.
+func (b *requestBody) Buffered() int {
+	b.st.mu.Lock()
+	defer b.st.mu.Unlock()
+	return b.st.in.size
 }
 
-// endWith ends the body with trailers, or without if there are none. A stream of an Upgrade request has none, even if
-// the answer was another than 101.
-func (st *stream) endWith(trailers http.Header) error {
-	if len(trailers) == 0 || st.kind != messages.TypeBody {
-		return st.endBody()
-	}
-	b, err := messages.Finish(appendHeader(messages.AppendTrailers(buffer(nil), st.id, ""), trailers), 0)
-	defer releaseBuffer(b)
-	if err != nil || len(b) > messages.HeaderLen+maxTrailers || fieldCount(trailers) > messages.MaxFields {
-		st.cancel(messages.CancelTooLarge, "the trailers are too large")
-		return messages.ErrTooLong
-	}
-	return st.end(func() error { return st.session.out.trailers(st, b) })
-}
-
-func expectsContinue(h http.Header) bool {
-	v := h["Expect"]
-	return len(v) > 0 && strings.EqualFold(v[0], "100-continue")
+// Close gives up what was not read.
+func (b *requestBody) Close() error {
+	b.st.leave()
+	return nil
 }
