@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// keptOutbox is the largest buffer for request heads that a connection keeps, in bytes.
+// keptOutbox is the largest buffer for heads that a connection keeps, in bytes.
 const keptOutbox = 16 << 10
 
 // errStale says that the upstream ended an idle connection, or sent something unasked. Nothing was written.
@@ -19,7 +19,7 @@ type upstreamConn struct {
 	raw  net.Conn // the socket
 
 	in   upstreamInbox
-	out  []byte // the request head
+	out  []byte // the request head; then the fields of the answer, as they go over the link
 	head responseHead
 	used bool // it has carried a request before
 
