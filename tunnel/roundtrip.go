@@ -96,7 +96,7 @@ func (s *Session) Exchange(ctx context.Context, registration uint32, req *http.R
 	return x.response(req), nil
 }
 
-// Unprocessed reports whether err, from RoundTrip, means that the agent did nothing with the request.
+// Unprocessed reports whether err, from Exchange or RoundTrip, means that the agent did nothing with the request.
 func Unprocessed(err error) bool {
 	var c *CancelError
 	if errors.As(err, &c) {

@@ -178,7 +178,6 @@ func linkTLS(c *tls.Config) *tls.Config {
 	}
 	c = c.Clone()
 	c.NextProtos = []string{"http/1.1"}
-	c.DynamicRecordSizingDisabled = true // small records at first are for browsers, which show what has come
 	return c
 }
 
