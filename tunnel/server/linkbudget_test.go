@@ -21,8 +21,8 @@ import (
 
 // What an idle link may take at the edge. Its connection, which is in memory here, is part of it, the agent is not.
 const (
-	linkBudget     = 14 << 10 // bytes of heap and stacks
-	linkGoroutines = 2
+	linkBudget     = 10 << 10 // bytes of heap and stacks
+	linkGoroutines = 1
 	linkTimers     = 1
 	linkMapEntries = 2 // of Server.links and registry.hosts
 )
