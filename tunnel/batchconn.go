@@ -126,6 +126,14 @@ func (c *batchConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// Close ends the connection at once. TLS would say farewell first, behind a write that may be stuck.
+func (c *batchConn) Close() error {
+	if c.records != nil {
+		return c.records.Close()
+	}
+	return c.Conn.Close()
+}
+
 // drainLocked writes what was gathered.
 func (c *batchConn) drainLocked() error {
 	if c.n == c.off {

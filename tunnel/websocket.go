@@ -258,7 +258,7 @@ func (c *wsConn) WriteText(text []byte) error {
 
 func (c *wsConn) Close() error {
 	// The connection below goes first: the library would wait for a writer that is stuck in it.
-	err := c.batch.Conn.Close()
+	err := c.batch.Close()
 	_ = c.ws.CloseNow()
 	return err
 }
