@@ -14,7 +14,7 @@ import (
 )
 
 // BenchmarkVisit takes visitors through a whole edge and agent, all in this process: what it counts is the work of both.
-// Visitors and upstream do as little as they can. Its profile is what the commands are built with; see "make profile".
+// Visitors and upstream do as little as they can.
 func BenchmarkVisit(b *testing.B) {
 	for _, scheme := range []string{"http", "https"} {
 		var opts []option
