@@ -96,14 +96,6 @@ func (c *batchConn) tryFlush() (all bool, err error) {
 	return true, c.endLocked()
 }
 
-// Close closes the connection at once. TLS would first say so, and wait up to 5 s for a flush of the records that is stuck.
-func (c *batchConn) Close() error {
-	if c.records != nil {
-		return c.records.Close()
-	}
-	return c.Conn.Close()
-}
-
 // endLocked ends the batch, and that of the records.
 func (c *batchConn) endLocked() error {
 	if c.buf != nil {
@@ -132,6 +124,14 @@ func (c *batchConn) Write(p []byte) (int, error) {
 	}
 	c.n += copy(c.buf[c.n:], p)
 	return len(p), nil
+}
+
+// Close ends the connection at once. TLS would say farewell first, behind a write that may be stuck.
+func (c *batchConn) Close() error {
+	if c.records != nil {
+		return c.records.Close()
+	}
+	return c.Conn.Close()
 }
 
 // drainLocked writes what was gathered.

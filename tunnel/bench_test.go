@@ -136,7 +136,7 @@ type fieldsKiB struct {
 	head, body []byte
 }
 
-func newFieldsKiB() fieldsKiB {
+func newFieldsKiB() *fieldsKiB {
 	var head []byte
 	for _, f := range [][2]string{
 		{"Content-Type", "text/html; charset=utf-8"}, {"Content-Length", "1024"},
@@ -144,10 +144,12 @@ func newFieldsKiB() fieldsKiB {
 	} {
 		head = messages.AppendField(head, f[0], f[1])
 	}
-	return fieldsKiB{answerKiB(), head, make([]byte, 1<<10)}
+	return &fieldsKiB{answerKiB(), head, make([]byte, 1<<10)}
 }
 
-func (h fieldsKiB) ServeFields(w http.ResponseWriter, _ *http.Request, _ messages.Fields) {
+func (h *fieldsKiB) Self() http.Handler { return h }
+
+func (h *fieldsKiB) ServeFields(w http.ResponseWriter, _ *http.Request, _ messages.Fields) {
 	w.(FieldsWriter).WriteFields(200, 1024, h.head)
 	_, _ = w.Write(h.body)
 }

@@ -14,6 +14,9 @@ type FieldsHandler interface {
 	// ServeFields is ServeHTTP for a request without a body. r has no Header and no URL: fields is what Header would hold,
 	// RequestURI begins with a slash and has no escapes, so that URL would say nothing else.
 	ServeFields(w http.ResponseWriter, r *http.Request, fields messages.Fields)
+	// Self returns the handler itself, a pointer. A handler that embeds it returns another than itself; it may have a
+	// ServeHTTP of its own, which then gets all requests.
+	Self() http.Handler
 }
 
 // A FieldsWriter is an http.ResponseWriter that takes header fields as they go over the link. What handlers at the agent
@@ -33,7 +36,7 @@ func HeaderOf(fields messages.Fields) http.Header { return decodeHeader(fields) 
 // fieldsHandler returns the handler if x can go to its ServeFields; else nil.
 func (x *service) fieldsHandler() FieldsHandler {
 	h, ok := x.handler.(FieldsHandler)
-	if !ok || x.flags&messages.FlagEnd == 0 || x.kind != messages.TypeBody || x.head.Target[0] != '/' ||
+	if !ok || h.Self() != x.handler || x.flags&messages.FlagEnd == 0 || x.kind != messages.TypeBody || x.head.Target[0] != '/' ||
 		strings.IndexByte(x.head.Target, '%') >= 0 {
 		return nil
 	}

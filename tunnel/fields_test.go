@@ -11,14 +11,27 @@ import (
 	"github.com/harp-tunnel/harp/messages"
 )
 
+// guarded has the methods of what it embeds, and a ServeHTTP of its own.
+type guarded struct{ *fieldsEcho }
+
+func (guarded) ServeHTTP(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
+
+// TestEmbeddedFieldsHandler: nobody comes past the ServeHTTP of a handler that embeds a FieldsHandler.
+func TestEmbeddedFieldsHandler(t *testing.T) {
+	p := newPair(t, guarded{new(fieldsEcho)})
+	if res, _ := p.get(request("GET", "/", nil)); res.StatusCode != http.StatusForbidden {
+		t.Errorf("the handler that is embedded answered %d, want the %d of the other", res.StatusCode, http.StatusForbidden)
+	}
+}
+
 // fieldsEcho answers with what it got, and by which of its methods.
 type fieldsEcho struct{}
 
-func (fieldsEcho) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (*fieldsEcho) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "ServeHTTP %s %v", r.RequestURI, r.URL != nil && r.Header != nil)
 }
 
-func (fieldsEcho) ServeFields(w http.ResponseWriter, r *http.Request, fields messages.Fields) {
+func (*fieldsEcho) ServeFields(w http.ResponseWriter, r *http.Request, fields messages.Fields) {
 	h := HeaderOf(fields)
 	answer := fmt.Sprintf("ServeFields %s %s %v", r.RequestURI, h["X-Own"], r.URL == nil && r.Header == nil && r.Body == http.NoBody)
 	if h["X-Header"] != nil {
@@ -40,8 +53,10 @@ func (fieldsEcho) ServeFields(w http.ResponseWriter, r *http.Request, fields mes
 	_, _ = io.WriteString(w, answer)
 }
 
+func (h *fieldsEcho) Self() http.Handler { return h }
+
 func TestFieldsHandler(t *testing.T) {
-	p := newPair(t, fieldsEcho{})
+	p := newPair(t, new(fieldsEcho))
 	for _, c := range []struct{ method, target, header, want string }{
 		{"GET", "/a?b=c", "X-Own: 1", "203 X-Fields ServeFields /a?b=c [1] true"},
 		{"HEAD", "/a", "", "203 X-Fields "},
@@ -90,7 +105,7 @@ func FuzzFieldsTarget(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x := &service{handler: fieldsEcho{}, head: head, flags: messages.FlagEnd}
+		x := &service{handler: new(fieldsEcho), head: head, flags: messages.FlagEnd}
 		x.kind = messages.TypeBody
 		if x.fieldsHandler() == nil {
 			return

@@ -2,12 +2,11 @@ package tunnel
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -35,31 +34,16 @@ func newLoopbackPair(t testing.TB, h http.Handler) (edge, agent *Session) {
 // loopback returns the two ends of a WebSocket: the server's, which is the edge's, and the client's.
 func loopback(t testing.TB) (server, client Conn) {
 	t.Helper()
-	return loopbackOver(t, (*httptest.Server).Start)
-}
-
-// secureLoopback is loopback with TLS, which at the edge is over a layer that has looked at the ClientHello.
-func secureLoopback(t testing.TB) (server, client Conn) {
-	t.Helper()
-	return loopbackOver(t, func(srv *httptest.Server) {
-		srv.Listener = layeredListener{srv.Listener}
-		srv.StartTLS()
-	})
-}
-
-func loopbackOver(t testing.TB, start func(*httptest.Server)) (server, client Conn) {
-	t.Helper()
 	accepted := make(chan Conn, 1)
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, err := Accept(w, r, "challenge")
 		if err != nil {
 			t.Errorf("accept: %v", err)
 		}
 		accepted <- conn
 	}))
-	start(srv)
 	t.Cleanup(srv.Close)
-	client, challenge, err := Dial(context.Background(), wsURL(srv), DialOptions{TLS: &tls.Config{InsecureSkipVerify: true}})
+	client, challenge, err := Dial(context.Background(), "ws"+strings.TrimPrefix(srv.URL, "http"), DialOptions{})
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
@@ -68,18 +52,6 @@ func loopbackOver(t testing.TB, start func(*httptest.Server)) (server, client Co
 	}
 	return <-accepted, client
 }
-
-// A layeredListener accepts connections that are a layer over TCP, as those are whose ClientHello was read.
-type layeredListener struct{ net.Listener }
-
-func (l layeredListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	return layer{c}, err
-}
-
-type layer struct{ net.Conn }
-
-func (l layer) NetConn() net.Conn { return l.Conn }
 
 func runPair(t *testing.T, a, b Conn, edge, agent Config) *pair {
 	t.Helper()

@@ -11,7 +11,7 @@ import (
 // TestUnsentIsLimited asks the kernel at both ends of a link, without TLS and with it.
 func TestUnsentIsLimited(t *testing.T) {
 	server, client := loopback(t)
-	secureServer, secureClient := secureLoopback(t)
+	secureServer, secureClient := loopbackTLS(t)
 	for name, c := range map[string]Conn{
 		"server": server, "client": client, "server with TLS": secureServer, "client with TLS": secureClient,
 	} {

@@ -262,11 +262,11 @@ func (c *wsConn) Close() error {
 	return err
 }
 
-// The sizes in bytes of the buffers that a link at the edge has while it is idle: what is read to begin with, and a
-// control frame of a WebSocket. Both suffice: a message is read into, and written from, a buffer of the pool. Those of
-// net/http would be 8 KiB.
+// The sizes in bytes of the buffers that a link at the edge has while it is idle: what is read to begin with, so that a
+// small answer takes one read, and a control frame of a WebSocket. Both suffice: a message is read into, and written from,
+// a buffer of the pool. Those of net/http would be 8 KiB.
 const (
-	linkReadSize  = 512
+	linkReadSize  = 2 << 10
 	linkWriteSize = 128
 )
 

@@ -153,6 +153,9 @@ func (f *Forwarder) ServeFields(w http.ResponseWriter, r *http.Request, fields m
 	f.serve(v)
 }
 
+// Self is tunnel.FieldsHandler's.
+func (f *Forwarder) Self() http.Handler { return f }
+
 func (f *Forwarder) serve(v *forwardVisitor) {
 	r, err := v.r, f.forward(v)
 	if err == nil {
