@@ -8,12 +8,9 @@ import (
 	"github.com/harp-tunnel/harp/messages"
 )
 
-// inlineBatch is the largest batch in bytes that whoever added to it writes himself, without a goroutine.
+// inlineBatch is the largest batch in bytes that whoever added to it writes himself, without a goroutine. A single request
+// takes 9 % less time so; and a writer that waited on each idle link would take 6 KB.
 const inlineBatch = 16 << 10
-
-// joinedBatch is the largest batch in bytes that becomes one message of the link, whose receiver then wakes who waits for
-// a head when the body is there too. Of larger ones the bodies are a message of their own, which saves their copy.
-const joinedBatch = 64 << 10
 
 // A tryConn is a Conn that can be written to by who must not wait.
 type tryConn interface {
@@ -146,9 +143,6 @@ func (o *outbox) take() (b batch, ok bool) {
 	o.serveWaitingLocked()
 	o.makeRoomLocked()
 	o.mu.Unlock()
-	if len(b.urgent) > 0 && len(b.body) > 0 && len(b.urgent)+len(b.body) <= joinedBatch {
-		b.urgent, b.body = append(b.urgent, b.body...), b.body[:0]
-	}
 	return b, true
 }
 
