@@ -47,15 +47,14 @@ func measure(ctx context.Context, p plan, log io.Writer) (rep *report, failed in
 		}
 	}()
 	b, service, err := openBench(ctx, p, dir, log)
-	if err != nil {
-		return nil, 0, err
+	if err == nil {
+		rep, failed = b.rounds(ctx, log)
+		service.stop()
 	}
-	defer service.stop()
-	rep, failed = b.rounds(ctx, log)
 	if err := context.Cause(ctx); err != nil {
 		return nil, 0, &cli.Error{Err: fmt.Errorf("stopped: %w", err), Hint: "--only takes some rows, --rounds 1 a third of the time"}
 	}
-	return rep, failed, nil
+	return rep, failed, err
 }
 
 // openBench finds or builds the programs and starts the upstream, which the caller stops.

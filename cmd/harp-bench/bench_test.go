@@ -9,11 +9,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/harp-tunnel/harp/cmd/internal/cli"
@@ -56,13 +58,14 @@ func skipElsewhere(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	skipElsewhere(t)
 	bin := buildPrograms(t)
-	broken, scratch := t.TempDir(), t.TempDir()
+	broken, fake, scratch := t.TempDir(), t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", scratch)
 	t.Setenv(asProgram, "1")
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // else each of some sixty processes takes a second to end
 	for name, test := range map[string]func(*testing.T, string){
 		"smoke":       testSmoke,
 		"interrupted": testInterrupted,
+		"hangup":      func(t *testing.T, _ string) { testHangup(t, fake) },
 		"broken":      func(t *testing.T, _ string) { testBroken(t, broken) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,6 +135,26 @@ func testInterrupted(t *testing.T, bin string) {
 	err = measureAll(ctx, p, &out, stopWriter{"round 1: requests", cancel})
 	if err == nil || out.Len() != 0 {
 		t.Errorf("error %v and the table %q, want an error alone", err, out.String())
+	}
+}
+
+// testHangup closes the terminal while go builds: go ends in its own way, and is not blamed. dir is an empty folder.
+func testHangup(t *testing.T, dir string) {
+	if signal.Ignored(syscall.SIGHUP) {
+		t.Skip("NOT TESTED: SIGHUP is ignored, as nohup does")
+	}
+	script := "#!/bin/sh\ntrap 'echo > \"$0.cleaned\"; exit 1' INT\nkill -HUP $PPID\nwhile :; do sleep 0.05; done\n"
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
+	var log bytes.Buffer
+	code := cli.Main(newCommand(), "HARP_BENCH_", []string{"--smoke"}, io.Discard, &log)
+	if !strings.Contains(log.String(), "stopped: hangup") || code != 1 {
+		t.Errorf("exit code %d and %q, want 1 and that it was stopped", code, log.String())
+	}
+	if _, err := os.Stat(filepath.Join(dir, "go.cleaned")); err != nil {
+		t.Errorf("go could not clean up: %v", err)
 	}
 }
 
@@ -208,5 +231,17 @@ func TestPrograms(t *testing.T) {
 	_, err := programs(t.Context(), t.TempDir(), "", io.Discard)
 	if e, ok := errors.AsType[*cli.Error](err); !ok || !strings.Contains(e.Error(), "harpd") || e.Hint == "" {
 		t.Errorf("an empty folder: %v, want the name of what is missing, and a hint", err)
+	}
+}
+
+func TestGist(t *testing.T) {
+	for out, want := range map[string]string{
+		"": "it said nothing",
+		"go: downloading a v1\n# b\nb.go:1: bad\n":         "b.go:1: bad",
+		"go: no main module\n\tto create one:\n\tinit\n\n": "go: no main module ... init",
+	} {
+		if got := gist(out); got != want {
+			t.Errorf("of %q: %q, want %q", out, got, want)
+		}
 	}
 }

@@ -35,16 +35,36 @@ func programs(ctx context.Context, bin, dir string, log io.Writer) (string, erro
 }
 
 func build(ctx context.Context, bin string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", bin+string(filepath.Separator),
+	// Git tells nothing to a user who does not own the checkout, and go then does not build.
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", bin+string(filepath.Separator),
 		module+"/cmd/harpd", module+"/cmd/harp-agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it removes its files
+	cmd.WaitDelay = patience
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return nil
 	}
-	words, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return &cli.Error{
-		Err:  fmt.Errorf("build harpd and harp-agent: %w: %s", err, words),
+		Err:  fmt.Errorf("build harpd and harp-agent: %w: %s", err, gist(string(out))),
 		Hint: "run it inside the checkout of HARP, or give the folder of the programs: harp-bench --bin FOLDER",
 	}
+}
+
+// gist is the first and the last line of what go printed, without those that say what it was doing.
+func gist(out string) string {
+	var lines []string
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "go: downloading ") {
+			lines = append(lines, line)
+		}
+	}
+	switch len(lines) {
+	case 0:
+		return "it said nothing"
+	case 1:
+		return lines[0]
+	}
+	return lines[0] + " ... " + lines[len(lines)-1]
 }

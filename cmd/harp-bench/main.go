@@ -2,7 +2,10 @@
 package main
 
 import (
+	"context"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -45,9 +48,20 @@ func newCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return measureAll(cmd.Context(), p, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			ctx, stop := hangup(cmd.Context())
+			defer stop()
+			return measureAll(ctx, p, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	s.declare(cli.LocalFlags(root))
 	return root
+}
+
+// hangup returns a context that also ends when the terminal goes away, unless nohup has this ignored: a private key must
+// not stay in the scratch folder.
+func hangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
