@@ -30,7 +30,11 @@ func measureAll(ctx context.Context, p plan, out, log io.Writer) error {
 		return err
 	}
 	if failed > 0 {
-		return &cli.Error{Err: fmt.Errorf("%d measurements failed, see above", failed), Hint: "harp-bench --smoke says whether it is this machine"}
+		hint := "harp-bench --smoke says whether it is this machine"
+		if p.bin != "" {
+			hint = "without --bin, harp-bench builds harpd and harp-agent itself"
+		}
+		return &cli.Error{Err: fmt.Errorf("%d measurements failed, see above", failed), Hint: hint}
 	}
 	return nil
 }
@@ -98,7 +102,7 @@ func (b *bench) rounds(ctx context.Context, log io.Writer) (rep *report, failed 
 			}
 			if err != nil {
 				failed++
-				fmt.Fprintf(log, "round %d: %s failed: %v\n", round+1, r.rows[0].name, err)
+				fmt.Fprintf(log, "round %d: %s failed: %v\n", round+1, r.names(b.plan), err)
 				continue
 			}
 			for i, s := range samples {

@@ -167,12 +167,12 @@ func testBroken(t *testing.T, bin string) {
 		}
 	}
 	var out, log bytes.Buffer
-	code := cli.Main(newCommand(), "HARP_BENCH_", []string{"--smoke", "--only", "requests", "--bin", bin}, &out, &log)
-	if want := "round 1: requests failed: harpd: exit status 3: no room\n"; code != 1 || !strings.Contains(log.String(), want) {
+	code := cli.Main(newCommand(), "HARP_BENCH_", []string{"--smoke", "--only", "latency", "--bin", bin}, &out, &log)
+	if want := "round 1: latency failed: harpd: exit status 3: no room\n"; code != 1 || !strings.Contains(log.String(), want) {
 		t.Errorf("exit code %d and %q, want 1 and %q", code, log.String(), want)
 	}
-	if !strings.Contains(out.String(), "failed") {
-		t.Errorf("the table is %q, want that the row failed", out.String())
+	if !strings.Contains(out.String(), "failed") || strings.Contains(out.String(), "0.00") || !strings.HasPrefix(out.String(), "SMOKE") {
+		t.Errorf("the table is %q, want that the row of a smoke failed, and no figures", out.String())
 	}
 }
 
@@ -226,11 +226,27 @@ func TestPlanRefuses(t *testing.T) {
 	}
 }
 
-// TestPrograms: a folder without the programs is told at once.
+// TestUselessFlags: a flag that would count for nothing is refused.
+func TestUselessFlags(t *testing.T) {
+	for _, args := range [][]string{{"--only", ""}, {"--only", ","}, {"--smoke", "--rounds", "2"}, {"--links=5", "--smoke"}} {
+		var log bytes.Buffer
+		if code := cli.Main(newCommand(), "HARP_BENCH_", args, io.Discard, &log); code != 1 || !strings.Contains(log.String(), "\nhint: ") {
+			t.Errorf("%q: exit code %d and %q, want 1 and a hint", args, code, log.String())
+		}
+	}
+}
+
+// TestPrograms: a folder without the programs is told at once, and so is a program that cannot be run.
 func TestPrograms(t *testing.T) {
-	_, err := programs(t.Context(), t.TempDir(), "", io.Discard)
-	if e, ok := errors.AsType[*cli.Error](err); !ok || !strings.Contains(e.Error(), "harpd") || e.Hint == "" {
-		t.Errorf("an empty folder: %v, want the name of what is missing, and a hint", err)
+	bin := t.TempDir()
+	for _, why := range []string{"an empty folder", "a file that is no program"} {
+		_, err := programs(t.Context(), bin, "", io.Discard)
+		if e, ok := errors.AsType[*cli.Error](err); !ok || !strings.Contains(e.Error(), "harpd") || e.Hint == "" {
+			t.Errorf("%s: %v, want the name of what is missing, and a hint", why, err)
+		}
+		if err := os.WriteFile(filepath.Join(bin, "harpd"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ func programs(ctx context.Context, bin, dir string, log io.Writer) (string, erro
 		return "", err
 	}
 	for _, name := range []string{"harpd", "harp-agent"} {
-		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
 			return "", &cli.Error{Err: fmt.Errorf("--bin: %w", err), Hint: "make build makes both, in bin"}
 		}
 	}

@@ -13,10 +13,14 @@ import (
 
 // The rows of linkRun.
 const (
-	rowIdleLink     = "link-memory"
-	rowLinksCPU     = "link-cpu"
-	rowLinksLatency = "link-latency"
+	linkRows        = "link-" // all of them begin with it
+	rowIdleLink     = linkRows + "memory"
+	rowLinksCPU     = linkRows + "cpu"
+	rowLinksLatency = linkRows + "latency"
 )
+
+// enoughLinks is how many it takes for the bars: with fewer, what does not depend on their number shows.
+const enoughLinks = 10_000
 
 // perMaker is how many links one process makes: a process has a bounded number of files.
 const perMaker = 5000

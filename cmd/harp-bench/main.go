@@ -44,6 +44,9 @@ func newCommand() *cobra.Command {
 		Long:    about,
 		Example: examples,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.checkGiven(cmd.Flags().Changed); err != nil {
+				return err
+			}
 			p, err := s.plan()
 			if err != nil {
 				return err

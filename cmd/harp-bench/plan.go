@@ -29,12 +29,12 @@ func (s *settings) declare(f *cli.Flags) {
 	f.Group("What to measure")
 	f.Strings(&s.only, "only ROW", "only these rows; * stands for any letters")
 	f.Bool(&s.tls, "tls", false, "all of it with TLS: visitors over https, the link over wss, the yardstick over https")
-	f.Int(&s.links, "links N", 10_000, "idle links whose memory is measured; half as many more for the cost of a request beside them")
+	f.Int(&s.links, "links N", enoughLinks, "idle links whose memory is measured; half as many more for the cost of a request beside them")
 	f.Int(&s.bulk, "bulk MIB", 512, "size of a large transfer")
 	f.Group("How")
 	f.Int(&s.rounds, "rounds N", 3, "rounds; every figure is the median of them")
 	f.Float(&s.seconds, "seconds S", 6, "length of one load")
-	f.Bool(&s.smoke, "smoke", false, "everything tiny, to see whether it runs")
+	f.Bool(&s.smoke, "smoke", false, "everything tiny and once, to see whether it runs")
 	f.String(&s.bin, "bin FOLDER", "", "where harpd and harp-agent are; without it they are built")
 	f.Bool(&s.json, "json", false, "print one JSON object with all rounds instead of the table")
 	f.ArgOnly("only", "tls", "links", "bulk", "rounds", "seconds", "smoke", "bin", "json")
@@ -71,6 +71,21 @@ type plan struct {
 	tls  bool
 	json bool
 	bin  string // empty means build
+
+	smoke bool // the figures mean nothing
+}
+
+// checkGiven returns an error if a flag was given that would count for nothing.
+func (s settings) checkGiven(given func(flag string) bool) error {
+	if given("only") && len(s.only) == 0 {
+		return &cli.Error{Err: errors.New("--only names no row"), Hint: "harp-bench --only requests, or without --only for all"}
+	}
+	for _, flag := range []string{"links", "bulk", "rounds", "seconds"} {
+		if s.smoke && given(flag) {
+			return &cli.Error{Err: fmt.Errorf("--smoke has sizes of its own, and takes no --%s", flag), Hint: "leave out one of the two"}
+		}
+	}
+	return nil
 }
 
 // plan returns what the flags ask for, or the first thing that is wrong with them.
@@ -90,7 +105,7 @@ func (s settings) plan() (plan, error) {
 		p = s.tiny()
 	}
 	p.bars = !s.smoke && !s.tls
-	p.only, p.tls, p.json, p.bin = s.only, s.tls, s.json, s.bin
+	p.only, p.tls, p.json, p.bin, p.smoke = s.only, s.tls, s.json, s.bin, s.smoke
 	if err := p.checkRows(); err != nil {
 		return plan{}, err
 	}
@@ -153,8 +168,12 @@ func (p plan) checkFiles() error {
 	if err != nil || p.manyLinks+beside <= limit || !linkRun().wanted(p) {
 		return err
 	}
+	hint := "raise ulimit -Hn, or leave these rows out: --only lists those that are wanted"
+	if fit := (limit - beside) * 2 / 3; fit > 0 && !p.smoke {
+		hint = fmt.Sprintf("harp-bench --links %d, or raise ulimit -Hn", fit)
+	}
 	return &cli.Error{
-		Err:  fmt.Errorf("--links %d: harpd needs %d files open then, and a process may have %d here", p.links, p.manyLinks+beside, limit),
-		Hint: fmt.Sprintf("harp-bench --links %d, or raise ulimit -Hn", max(0, limit-beside)*2/3),
+		Err:  fmt.Errorf("%d links: harpd needs %d files open then, and a process may have %d here", p.links, p.manyLinks+beside, limit),
+		Hint: hint,
 	}
 }

@@ -21,7 +21,7 @@ type report struct {
 func (r *report) add(rows []row) {
 	for _, w := range rows {
 		if r.plan.wants(w.name) {
-			if !r.plan.bars {
+			if !r.plan.bars || strings.HasPrefix(w.name, linkRows) && r.plan.links < enoughLinks {
 				w.bar, w.aim = 0, 0
 			}
 			r.results = append(r.results, &result{row: w})
@@ -56,18 +56,27 @@ func (r *report) table() string {
 	if r.plan.tls {
 		protocol = "TLS on both sides of the edge"
 	}
-	fmt.Fprintf(&b, "median of %d rounds; %s; %d processors, %s, %s\n\n",
-		r.plan.rounds, protocol, runtime.NumCPU(), runtime.Version(), kernel())
+	rounds := "1 round"
+	switch {
+	case r.plan.smoke:
+		rounds = "SMOKE, everything tiny: the figures mean nothing"
+	case r.plan.rounds > 1:
+		rounds = fmt.Sprintf("median of %d rounds", r.plan.rounds)
+	}
+	fmt.Fprintf(&b, "%s; %s; %d processors, %s, %s\n\n", rounds, protocol, runtime.NumCPU(), runtime.Version(), kernel())
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ROW\t\tUNIT\tHARP\tYARDSTICK\t\tRATIO\tBAR\tAIM\t")
 	for _, res := range r.results {
 		harp, yardstick, compared, word := res.verdict()
-		yardsticks, ratio := "", ""
-		if res.yardstick != "" {
+		ours, yardsticks, ratio := "", "", ""
+		if len(res.samples) > 0 {
+			ours = number(harp)
+		}
+		if len(res.samples) > 0 && res.yardstick != "" {
 			yardsticks, ratio = number(yardstick), strconv.FormatFloat(compared, 'f', 2, 64)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			res.name, res.what, res.unit, number(harp), yardsticks, res.yardstick, ratio, res.bound(res.bar), res.bound(res.aim), word)
+			res.name, res.what, res.unit, ours, yardsticks, res.yardstick, ratio, res.bound(res.bar), res.bound(res.aim), word)
 	}
 	_ = w.Flush() // a strings.Builder takes everything
 	for _, res := range r.results {
@@ -119,7 +128,8 @@ type shownReport struct {
 	Processors int        `json:"processors"`
 	Go         string     `json:"go"`
 	Kernel     string     `json:"kernel"`
-	TLS        bool       `json:"tls"` // for visitors, the link and the yardstick
+	TLS        bool       `json:"tls"`   // for visitors, the link and the yardstick
+	Smoke      bool       `json:"smoke"` // the figures mean nothing
 	Rows       []shownRow `json:"rows"`
 }
 
@@ -138,7 +148,7 @@ type shownRow struct {
 }
 
 func (r *report) shown() shownReport {
-	s := shownReport{Processors: runtime.NumCPU(), Go: runtime.Version(), Kernel: kernel(), TLS: r.plan.tls, Rows: []shownRow{}}
+	s := shownReport{Processors: runtime.NumCPU(), Go: runtime.Version(), Kernel: kernel(), TLS: r.plan.tls, Smoke: r.plan.smoke, Rows: []shownRow{}}
 	for _, res := range r.results {
 		harp, yardstick, compared, word := res.verdict()
 		w := shownRow{

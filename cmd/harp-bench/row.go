@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"slices"
+	"strings"
 )
 
 // The yardsticks that have processes of their own.
@@ -40,8 +41,17 @@ func runs() []run {
 }
 
 // wanted reports whether the plan asks for one of the rows of r.
-func (r run) wanted(p plan) bool {
-	return slices.ContainsFunc(r.rows, func(w row) bool { return p.wants(w.name) })
+func (r run) wanted(p plan) bool { return r.names(p) != "" }
+
+// names returns the names of those rows of r that the plan asks for.
+func (r run) names(p plan) string {
+	var names []string
+	for _, w := range r.rows {
+		if p.wants(w.name) {
+			names = append(names, w.name)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // A result is a row with what all rounds found.

@@ -77,6 +77,20 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// TestBarsForLinks: with few links their fixed cost shows, and they are not held against the bars.
+func TestBarsForLinks(t *testing.T) {
+	for links, want := range map[int]bool{enoughLinks - 1: false, enoughLinks: true} {
+		r := &report{plan: plan{bars: true, links: links}}
+		r.add(linkRun().rows)
+		r.add(requestRun().rows)
+		for _, res := range r.results {
+			if got := res.bar > 0; got != (want || !strings.HasPrefix(res.name, linkRows)) {
+				t.Errorf("%d links: %s has a bar is %v", links, res.name, got)
+			}
+		}
+	}
+}
+
 func TestNames(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, r := range runs() {
