@@ -32,7 +32,7 @@ out; 1 anything else.`
 
 const examples = `  harp-bench                              the whole table, about 10 minutes
   harp-bench --only requests,latency      some rows of it
-  harp-bench --only 'link-*' --links 5000 idle links: memory, and what they add to a request
+  harp-bench --only 'link-*'              idle links: memory, and what they add to a request
   harp-bench --tls                        with visitors over https and the link over wss
   harp-bench --smoke                      whether everything runs; the figures mean nothing`
 

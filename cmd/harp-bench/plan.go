@@ -29,7 +29,7 @@ func (s *settings) declare(f *cli.Flags) {
 	f.Group("What to measure")
 	f.Strings(&s.only, "only ROW", "only these rows; * stands for any letters")
 	f.Bool(&s.tls, "tls", false, "all of it with TLS: visitors over https, the link over wss, the yardstick over https")
-	f.Int(&s.links, "links N", enoughLinks, "idle links whose memory is measured; half as many more for the cost of a request beside them")
+	f.Int(&s.links, "links N", enoughLinks, "idle links whose memory is measured; half as many more for the cost of a request beside them; no bars below 10000")
 	f.Int(&s.bulk, "bulk MIB", 512, "size of a large transfer")
 	f.Group("How")
 	f.Int(&s.rounds, "rounds N", 3, "rounds; every figure is the median of them")
