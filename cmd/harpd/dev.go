@@ -95,6 +95,13 @@ func devAgent(ctx context.Context, cfg devConfig, at listenAddrs, key identity.K
 		OnRegister: func(r agent.Registration) {
 			if !printed {
 				printed = true
+				if at.HTTPS != "" {
+					ca := "harpd ca"
+					if cfg.DataDir != defaultDataDir() {
+						ca += " --data-dir " + cfg.DataDir
+					}
+					log.Info("visitors have to trust the CA of this machine", "hint", ca+" > harp-root.pem; curl --cacert harp-root.pem "+r.URL)
+				}
 				fmt.Fprintln(stdout, r.URL)
 			}
 		},

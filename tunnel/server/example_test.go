@@ -13,7 +13,7 @@ import (
 )
 
 // An edge can share a listener with a site of its own: what is for the domain itself goes to the site, what is for
-// a tunnel or comes from an agent to the edge.
+// a tunnel or comes from an agent to the edge. It stops before the http.Server, which does not see the links.
 func ExampleNew() {
 	edge, err := server.New(server.Options{Domain: "tunnels.example.com"})
 	if err != nil {
@@ -24,11 +24,12 @@ func ExampleNew() {
 	site.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "the site") })
 	site.Handle("/.well-known/harp/", edge) // agents
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.Host, ".tunnels.example.com") {
-			edge.ServeHTTP(w, r) // visitors; not through the mux, which would clean paths
+		host, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
+		if host == "tunnels.example.com" {
+			site.ServeHTTP(w, r)
 			return
 		}
-		site.ServeHTTP(w, r)
+		edge.ServeHTTP(w, r) // visitors; not through the mux, which would clean paths
 	}))
 	defer web.Close()
 
@@ -53,6 +54,9 @@ func ExampleNew() {
 	defer cancel()
 	if err := edge.Shutdown(ctx); err != nil {
 		fmt.Println("some requests were cut off:", err)
+	}
+	if err := web.Config.Shutdown(ctx); err != nil {
+		fmt.Println("some connections were cut off:", err)
 	}
 	// Output:
 	// the site
