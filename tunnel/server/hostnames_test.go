@@ -133,7 +133,7 @@ func TestHostnameNoneOrAll(t *testing.T) {
 // TestSlowProof: while one registration waits for the DNS, its link carries requests and others register.
 func TestSlowProof(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
-	e := newEdge(t, Options{PingInterval: 100 * time.Millisecond, ProveHostname: func(ctx context.Context, _, _, _ string) error {
+	e := newEdge(t, Options{PingInterval: 300 * time.Millisecond, ProveHostname: func(ctx context.Context, _, _, _ string) error {
 		asked <- struct{}{}
 		select {
 		case <-release:
@@ -153,7 +153,7 @@ func TestSlowProof(t *testing.T) {
 	e.wantBody("a visitor of the link that waits", e.get(host, "/"), 200, "hello")
 	_, other := e.publish(saying("other"))
 	e.wantBody("a visitor of another link", e.get(other, "/"), 200, "other")
-	time.Sleep(500 * time.Millisecond) // the link would be dropped after two intervals of silence
+	time.Sleep(1500 * time.Millisecond) // the link would be dropped after two intervals of silence
 	close(release)
 	for i, session := range []string{"slow", "next"} {
 		want := a.key.Public().Thumbprint().Label(session) + "." + testDomain
