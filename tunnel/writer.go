@@ -73,13 +73,13 @@ func (o *outbox) writeNow(c tryConn) {
 		runtime.Gosched()
 	}
 	o.mu.Lock()
-	large := len(o.texts) > 0 || len(o.urgent)+len(o.body) > inlineBatch
-	o.mu.Unlock()
-	if large {
+	if len(o.texts) > 0 || len(o.urgent)+len(o.body) > inlineBatch {
+		o.mu.Unlock()
 		go o.write() // ends when nothing is left
 		return
 	}
-	b, ok := o.take()
+	b, ok := o.takeLocked()
+	o.mu.Unlock()
 	if !ok {
 		return
 	}
@@ -138,8 +138,12 @@ type batch struct {
 // caller writes no more.
 func (o *outbox) take() (b batch, ok bool) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.takeLocked()
+}
+
+func (o *outbox) takeLocked() (b batch, ok bool) {
 	if o.idleLocked() {
-		o.mu.Unlock()
 		return batch{}, false
 	}
 	b = batch{o.texts, o.urgent, o.body}
@@ -147,7 +151,6 @@ func (o *outbox) take() (b batch, ok bool) {
 	o.current++
 	o.serveWaitingLocked()
 	o.makeRoomLocked()
-	o.mu.Unlock()
 	return b, true
 }
 

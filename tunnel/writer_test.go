@@ -7,6 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,3 +132,58 @@ func (c *brokenConn) WriteBinary(...[]byte) error {
 func (c *brokenConn) TryBinary(parts ...[]byte) (bool, error) { return false, c.WriteBinary(parts...) }
 
 func (c *brokenConn) Flush() error { return net.ErrClosed }
+
+// TestInlineWritesAreSmall has many add at once: who writes himself writes no text, as such may wait, and no more than
+// inlineBatch; and no text is lost.
+func TestInlineWritesAreSmall(t *testing.T) {
+	const senders, rounds = 8, 10_000
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8)) // so that threads are stopped anywhere
+	c := &inlineConn{t: t}
+	o := newOutbox(c, func(error) {})
+	o.begin()
+	var wg sync.WaitGroup
+	sent := 0
+	wg.Go(func() {
+		for range rounds {
+			if o.text([]byte("text")) == nil { // else there were too many
+				sent++
+			}
+			runtime.Gosched()
+		}
+	})
+	for range senders {
+		wg.Go(func() {
+			for range rounds {
+				_, _ = o.head(never, false, func(b []byte) ([]byte, error) {
+					return append(b, raw(messages.TypeHTTPResponse, 0, 7, string(make([]byte, 12<<10)))...), nil
+				})
+			}
+		})
+	}
+	wg.Wait()
+	o.close(ErrClosed)
+	<-o.written
+	if got := int(c.texts.Load()); got != sent {
+		t.Errorf("%d texts were written, want the %d that were taken", got, sent)
+	}
+}
+
+// An inlineConn takes everything at once.
+type inlineConn struct {
+	batchChan
+	t     *testing.T
+	texts atomic.Int64
+}
+
+func (c *inlineConn) WriteText([]byte) error { c.texts.Add(1); return nil }
+
+func (c *inlineConn) WriteBinary(...[]byte) error { return nil }
+
+func (c *inlineConn) TryBinary(parts ...[]byte) (bool, error) {
+	if n := len(parts[0]) + len(parts[1]); n > inlineBatch {
+		c.t.Errorf("%d bytes are written inline, want at most %d", n, inlineBatch)
+	}
+	return true, nil
+}
+
+func (c *inlineConn) Flush() error { return nil }
