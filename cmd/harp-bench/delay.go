@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"net"
 	"strconv"
@@ -37,15 +36,12 @@ func (b *bench) startDelay(ctx context.Context, addr string, roundTrip time.Dura
 
 // serve listens, prints its address, and carries connections until ctx ends.
 func (d delay) serve(ctx context.Context, out io.Writer) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen(out)
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	if _, err := fmt.Fprintln(out, l.Addr()); err != nil {
-		return err
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {

@@ -65,15 +65,12 @@ func upstream() http.Handler {
 // serve serves on a port of this machine, prints its address, and returns nil when ctx ends. With a pair of files it
 // serves HTTPS.
 func serve(ctx context.Context, out io.Writer, s *http.Server, files pair) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen(out)
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
-	if _, err := fmt.Fprintln(out, l.Addr()); err != nil {
-		return err
-	}
 	if files.cert != "" {
 		err = s.ServeTLS(l, files.cert, files.key)
 	} else {
@@ -83,4 +80,17 @@ func serve(ctx context.Context, out io.Writer, s *http.Server, files pair) error
 		return nil
 	}
 	return err
+}
+
+// listen listens on a port of this machine, and prints its address for who started the process.
+func listen(out io.Writer) (net.Listener, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := fmt.Fprintln(out, l.Addr()); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
 }
