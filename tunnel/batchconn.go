@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
-	"syscall"
 )
 
 // batchSize is how many bytes of a batch are gathered before they are written.
@@ -25,19 +24,12 @@ type batchConn struct {
 	n   int              // bytes of buf in use
 	off int              // bytes of these that are written
 
-	raw   syscall.RawConn       // nil if who writes must wait
-	once  func(fd uintptr) bool // writeOnce
-	tried error                 // what writeOnce met
+	try *TryWriter // nil if who writes must wait
 }
 
 func newBatchConn(c net.Conn) *batchConn {
 	limitUnsent(c)
-	b := &batchConn{Conn: c}
-	if s, ok := c.(syscall.Conn); ok {
-		b.raw, _ = s.SyscallConn()
-		b.once = b.writeOnce
-	}
-	return b
+	return &batchConn{Conn: c, try: NewTryWriter(c)}
 }
 
 // overTLS makes a TLS connection of c, which it closes on an error. TLS writes records of at most 16 KiB; those of a batch
@@ -83,14 +75,12 @@ func (c *batchConn) tryFlush() (all bool, err error) {
 			err = c.endLocked()
 		}
 		return all, err
-	case c.raw == nil:
+	case c.try == nil:
 		return false, nil
 	}
-	if err := c.raw.Write(c.once); err != nil || c.tried != nil {
-		return false, cmp.Or(err, c.tried)
-	}
-	if c.off < c.n {
-		return false, nil
+	n, err := c.try.TryWrite(c.buf[c.off:c.n])
+	if c.off += n; err != nil || c.off < c.n {
+		return false, err
 	}
 	c.n, c.off = 0, 0
 	return true, c.endLocked()

@@ -37,16 +37,16 @@ func (s *Session) dispatch(b []byte) error {
 	return nil
 }
 
-// wakeLater notes that c, which may be nil, is to get a token at the end of the batch. Only the reader of the link calls it.
-func (s *Session) wakeLater(c chan struct{}) {
-	if n := len(s.woken); c != nil && (n == 0 || s.woken[n-1] != c) {
-		s.woken = append(s.woken, c)
+// wakeLater notes that the reader of st is to be woken at the end of the batch. Only the reader of the link calls it.
+func (s *Session) wakeLater(st *stream) {
+	if n := len(s.woken); n == 0 || s.woken[n-1] != st {
+		s.woken = append(s.woken, st)
 	}
 }
 
 func (s *Session) wakeReaders() {
-	for _, c := range s.woken {
-		wake(c)
+	for _, st := range s.woken {
+		st.wakeReader()
 	}
 	clear(s.woken)
 	if s.woken = s.woken[:0]; cap(s.woken) > keptWakes {

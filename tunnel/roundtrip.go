@@ -85,11 +85,16 @@ func (s *Session) Exchange(ctx context.Context, registration uint32, req *http.R
 		}
 		go x.sendBody(req) // ends when the body has, or the stream, or the lender of the body ends it
 	}
+	return x.await(req, w)
+}
+
+// await waits for the response head.
+func (x *exchange) await(req *http.Request, w Watcher) (*http.Response, error) {
 	if err := x.awaitHead(w); err != nil {
 		x.unwatch()
 		x.shut(err, true)
-		if ctx.Err() != nil && errors.Is(err, errCancelled) {
-			err = context.Cause(ctx)
+		if x.ctx.Err() != nil && errors.Is(err, errCancelled) {
+			err = context.Cause(x.ctx)
 		}
 		return nil, err
 	}
@@ -195,13 +200,12 @@ func (s *Session) handleResponse(st *stream, h messages.Header, payload string) 
 	} else {
 		st.head, st.finalHead = head, true
 	}
-	reader := st.readWake
 	st.mu.Unlock()
 	if h.Flags&messages.FlagEnd != 0 {
 		st.receive(nil, true)
 		return
 	}
-	s.wakeLater(reader)
+	s.wakeLater(st)
 }
 
 // isInterim reports whether another response head follows one with this status (RFC 9110, section 15.2).

@@ -75,7 +75,7 @@ type Session struct {
 	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
 	trips  roundTrips
 
-	woken []chan struct{} // of streams for which the batch that is being read had something; used by readLoop only
+	woken []*stream // for which the batch that is being read had something; used by readLoop only
 
 	onEnd     func(error) // set by Start, called by finish; may be nil
 	keepalive keepalive

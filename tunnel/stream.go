@@ -52,6 +52,7 @@ type stream struct {
 	trailers     messages.Fields // valid once inEnded
 	inErr        error           // why receiving ended early; readers get it after the bytes before it
 	readWake     chan struct{}   // holds a token when something above changed; nil until somebody waits
+	awaiter      Awaiter         // called when something above changed; nil if nobody is (edge)
 
 	// sending
 	credit    int64         // bytes that may be sent
@@ -91,6 +92,17 @@ func (st *stream) awaitReadLocked() <-chan struct{} {
 		st.readWake = make(chan struct{}, 1)
 	}
 	return st.readWake
+}
+
+// wakeReader tells who reads the stream, or waits for its answer, that something has changed.
+func (st *stream) wakeReader() {
+	st.mu.Lock()
+	c, a := st.readWake, st.awaiter
+	st.mu.Unlock()
+	wake(c)
+	if a != nil {
+		a.Ready()
+	}
 }
 
 // quits returns a channel that is closed when nothing more can be sent.
@@ -211,9 +223,9 @@ func (st *stream) receive(p []byte, end bool) {
 	st.receivedLocked(len(p))
 	st.in.write(p)
 	st.inEnded = end
-	over, reader := st.overLocked(), st.readWake
+	over := st.overLocked()
 	st.mu.Unlock()
-	st.session.wakeLater(reader)
+	st.session.wakeLater(st)
 	st.settle(0, over)
 }
 
@@ -391,9 +403,9 @@ func (st *stream) leave() {
 		st.inErr = net.ErrClosed
 	}
 	st.in.clear()
-	over, reader := st.overLocked(), st.readWake
+	over := st.overLocked()
 	st.mu.Unlock()
-	wake(reader)
+	st.wakeReader()
 	if open {
 		st.sendCancel(messages.CancelEnough, "")
 	}
@@ -438,9 +450,9 @@ func (st *stream) shut(err error, drop bool) bool {
 	if st.handling != nil {
 		st.handling.end()
 	}
-	over, reader := st.overLocked(), st.readWake
+	over := st.overLocked()
 	st.mu.Unlock()
-	wake(reader)
+	st.wakeReader()
 	st.settle(0, over)
 	return open
 }

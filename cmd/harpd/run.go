@@ -64,8 +64,12 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	for l, s := range servers {
+		serve := s.Serve
+		if l == ls.http && ls.https == nil {
+			serve = func(l net.Listener) error { return edge.Serve(s, l) }
+		}
 		wg.Go(func() { // ends when the server shuts down
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 				cancel(err)
 			}
 		})

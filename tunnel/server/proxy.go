@@ -21,17 +21,15 @@ type visit struct {
 	to      destination
 	addr    netip.Addr
 	timeout time.Duration
-	body    *visitorBody // nil if the request has none
+	body    *visitorBody    // nil if the request has none
+	pending *tunnel.Pending // the request, if it was sent to the first candidate already; else nil
 	began   time.Time
 }
 
 // serveVisitor carries one request to its tunnel and the answer back.
 func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destination, id string) {
 	addr, scheme, host, trusted := s.proxies.visitor(r)
-	v := &visit{
-		server: s, w: w, rc: http.NewResponseController(w), r: r, to: to, addr: addr,
-		timeout: s.options.RequestTimeout, began: time.Now(),
-	}
+	v := s.visit(w, r, to, addr)
 	if e := v.admit(); e != nil {
 		v.refuse(*e)
 		return
@@ -53,6 +51,31 @@ func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destina
 	s.metrics.stream(1)
 	defer s.metrics.stream(-1)
 	v.carry(out, inTurn(serving))
+}
+
+// takeOver waits for the answer to a request that was sent before net/http read it.
+func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, sent fastVisit) {
+	defer s.metrics.stream(-1)
+	w.Header()["X-Request-Id"] = []string{sent.id}
+	to, _ := s.resolve(r)
+	addr, scheme, host, trusted := s.proxies.visitor(r)
+	v := s.visit(w, r, to, addr)
+	v.pending, v.began = sent.pending, sent.began
+	candidates := []*registration{sent.to}
+	serving, _ := s.routes.lookup(to.label, to.target)
+	for _, other := range inTurn(serving) {
+		if other != sent.to {
+			candidates = append(candidates, other)
+		}
+	}
+	v.carry(v.outbound(sent.id, scheme, host, trusted), candidates)
+}
+
+func (s *Server) visit(w http.ResponseWriter, r *http.Request, to destination, addr netip.Addr) *visit {
+	return &visit{
+		server: s, w: w, rc: http.NewResponseController(w), r: r, to: to, addr: addr,
+		timeout: s.options.RequestTimeout, began: time.Now(),
+	}
 }
 
 // admit checks the request against everything that can be known before it is sent.
@@ -215,11 +238,15 @@ func (v *visit) roundTrip(out *http.Request, candidates []*registration) (res *h
 		if busy && c.standby() {
 			return nil, tunnel.ErrBusy
 		}
-		c.link.requests.Add(1)
 		if v.body != nil {
 			v.body.lend(out, i+1 < len(candidates))
 		}
-		res, err = c.link.session.Exchange(ctx, c.id, out, v)
+		if v.pending != nil && i == 0 {
+			res, err = v.pending.Await(ctx, out, v)
+		} else {
+			c.link.requests.Add(1)
+			res, err = c.link.session.Exchange(ctx, c.id, out, v)
+		}
 		if err == nil || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil {
 			return res, err
 		}

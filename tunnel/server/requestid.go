@@ -17,6 +17,10 @@ func requestID(r *http.Request) string {
 	if own := r.Header["X-Request-Id"]; len(own) == 1 && validRequestID(own[0]) {
 		return own[0]
 	}
+	return newRequestID()
+}
+
+func newRequestID() string {
 	var raw [16]byte // unique, not secret: math/rand/v2 is seeded from the system and has no lock
 	binary.BigEndian.PutUint64(raw[:8], rand.Uint64())
 	binary.BigEndian.PutUint64(raw[8:], rand.Uint64())

@@ -179,6 +179,12 @@ func (s *Server) Run(ctx context.Context) { s.keys.watch(ctx, s.revoke) }
 // WriteTimeout (they cut streams), and Protocols with HTTP/2 for gRPC. Behind an http.ServeMux, paths get cleaned: mount
 // the Server as the handler itself where targets must arrive byte for byte.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if c, ok := r.Context().Value(fastConnKey{}).(*fastConn); ok {
+		if sent := c.takeVisit(); sent.pending != nil {
+			s.takeOver(w, r, sent)
+			return
+		}
+	}
 	id := requestID(r)
 	w.Header()["X-Request-Id"] = []string{id}
 	to, apex := s.resolve(r)
@@ -229,18 +235,10 @@ func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 		to.target = originForm(r.Method, r.RequestURI)
 	}
 	host := canonicalHost(r.Host)
-	if name, ok := strings.CutSuffix(host, s.options.Domain); ok && strings.HasSuffix(name, ".") {
-		if name = name[:len(name)-1]; !s.options.NoHostRoute && identity.ValidLabel(name) {
-			to.label = name
-			return to, false
-		}
-		return destination{}, true
+	if to.label = s.labelOf(host); to.label != "" {
+		return to, false
 	}
 	if host != s.options.Domain {
-		if label, ok := s.names.lookup(host); ok {
-			to.label = label
-			return to, false
-		}
 		return destination{}, true
 	}
 	if s.options.RouteByHeader {
@@ -265,6 +263,22 @@ func (s *Server) resolve(r *http.Request) (to destination, apex bool) {
 		}
 	}
 	return destination{}, true
+}
+
+// labelOf returns the label that a host, in canonical form, stands for; empty if it is no tunnel's.
+func (s *Server) labelOf(host string) string {
+	name, ok := strings.CutSuffix(host, s.options.Domain)
+	switch {
+	case ok && name == "":
+		return ""
+	case !ok || !strings.HasSuffix(name, "."):
+		label, _ := s.names.lookup(host)
+		return label
+	}
+	if name = name[:len(name)-1]; s.options.NoHostRoute || !identity.ValidLabel(name) {
+		return ""
+	}
+	return name
 }
 
 // originForm is target without scheme and authority, which only a proxy needs (RFC 9112, sections 3.2.2 and 3.2.4).

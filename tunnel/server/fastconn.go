@@ -1,0 +1,321 @@
+package server
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/harp-tunnel/harp/messages"
+	"github.com/harp-tunnel/harp/tunnel"
+)
+
+const (
+	// maxFastHead is how many bytes of a request head are read here.
+	maxFastHead = 4 << 10
+	// fastGather is how long an answer of which a part is there may take to be whole.
+	fastGather = 5 * time.Millisecond
+	// fastPatience is how long an answer may take to come.
+	fastPatience = time.Second
+)
+
+// fastBuffers are for a request that is answered and the next one, which may come before run knows that.
+var fastBuffers = sync.Pool{New: func() any { return new([2 * maxFastHead]byte) }}
+
+// A fastConn is a visitor's connection to a fastListener. One goroutine reads it, at all times, so that it sees the visitor
+// leave; whoever brings the answer writes that. When something is not as simple as that, the connection is handed over, with
+// all that was read of it and not answered; a request that was sent already stays sent, and net/http's handler takes it over.
+type fastConn struct {
+	net.Conn
+	listener *fastListener
+	try      *tunnel.TryWriter
+	addr     netip.Addr
+	remote   string // ip:port
+
+	// Until it is handed over these are run's, and then net/http's.
+	buf    *[2 * maxFastHead]byte // nil when Read has returned what was read before
+	held   int                    // bytes of buf in use
+	taken  int                    // bytes of these that Read has returned
+	host   string                 // which claims are about
+	claims []byte                 // header fields that say who the visitor is, in the form of messages.AppendField
+
+	mu     sync.Mutex // guards the fields below; taken after fastListener.mu, before the stream's
+	state  fastState
+	since  time.Time // when the state began
+	served bool      // a request has come
+	visit  fastVisit // of which the answer was not written
+	rest   []byte    // of an answer, to be written by run
+}
+
+type fastState int
+
+const (
+	fastIdle   fastState = iota // a request may come
+	fastAwaits                  // an answer may
+	fastWrites                  // run is to write the rest of an answer
+	fastLeaves                  // run is to hand the connection over
+	fastEnds                    // run is to close it
+)
+
+// A fastVisit is a request that was sent.
+type fastVisit struct {
+	pending *tunnel.Pending // nil for none
+	id      string          // X-Request-Id
+	to      *registration
+	began   time.Time
+	hurried bool // it is handed over after fastGather
+}
+
+// newFastConn returns nil for a connection that net/http has to serve.
+func newFastConn(f *fastListener, c net.Conn) *fastConn {
+	if c == nil {
+		return nil
+	}
+	remote := c.RemoteAddr().String()
+	addr, try := addrOf(remote), tunnel.NewTryWriter(c)
+	if try == nil || !addr.IsValid() || f.server.proxies.trusts(addr) {
+		return nil
+	}
+	return &fastConn{
+		Conn: c, listener: f, try: try, addr: addr, remote: remote,
+		buf: fastBuffers.Get().(*[2 * maxFastHead]byte), since: time.Now(),
+	}
+}
+
+// run reads requests until the connection ends or is handed over.
+func (c *fastConn) run() {
+	for {
+		n, err := c.Conn.Read(c.buf[c.held:])
+		state := c.woken(n > 0)
+		if state == fastWrites {
+			if c.writeRest() != nil {
+				c.end()
+				return
+			}
+			if state, err = fastIdle, nil; n == 0 {
+				continue
+			}
+		}
+		switch {
+		case state == fastLeaves:
+			c.held += n
+			c.handOver()
+			return
+		case state == fastEnds || err != nil:
+			c.end()
+			return
+		}
+		c.held = copy(c.buf[:], c.buf[c.held:c.held+n]) // what is before has been answered
+		if !c.serve() {
+			c.handOver()
+			return
+		}
+	}
+}
+
+// woken returns the state after a Read. Whoever sends a request before the answer to the one before wants more than is done
+// here.
+func (c *fastConn) woken(more bool) fastState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if more && (c.state == fastAwaits || c.state == fastEnds) {
+		c.state = fastLeaves
+	}
+	return c.state
+}
+
+// serve sends the request that was read, and reports false if it is not for here.
+func (c *fastConn) serve() bool {
+	s := c.listener.server
+	scratch := scratchPool.Get().(*[]byte)
+	defer scratchPool.Put(scratch)
+	q, ok := c.parse((*scratch)[:0])
+	if !ok || !s.visits.allow(visitorKey(c.addr)) || !s.hosts.allow(q.label) {
+		return false
+	}
+	*scratch = q.fields
+	serving, _ := s.routes.lookup(q.label, q.head.Target)
+	if len(serving) == 0 {
+		return false
+	}
+	to := inTurn(serving)[0]
+	q.head.Registration = to.id
+	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now()}
+	c.mu.Lock()
+	c.state, c.visit, c.since, c.served = fastAwaits, v, v.began, true
+	c.mu.Unlock()
+	s.metrics.stream(1)
+	if err := to.link.session.Send(v.pending, &q.head, q.fields, c); err != nil {
+		s.metrics.stream(-1)
+		c.mu.Lock()
+		c.visit = fastVisit{}
+		c.mu.Unlock()
+		return false
+	}
+	to.link.requests.Add(1)
+	return true
+}
+
+// Ready writes the answer, if it is a simple one. It is the tunnel's word that something of it has come.
+func (c *fastConn) Ready() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != fastAwaits {
+		return
+	}
+	switch progress, head, size := c.visit.pending.Look(); progress {
+	case tunnel.PartAnswer:
+		c.hurryLocked()
+	case tunnel.OtherAnswer:
+		c.rouseLocked(fastLeaves)
+	case tunnel.WholeAnswer:
+		c.answerLocked(head, size)
+	}
+}
+
+// answerLocked writes a whole answer, or leaves it to net/http.
+func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
+	s := c.listener.server
+	scratch := scratchPool.Get().(*[]byte)
+	defer scratchPool.Put(scratch)
+	b, ok := appendFastAnswer((*scratch)[:0], head, size, &c.visit)
+	if limit := s.options.MaxBody; !ok || limit > 0 && int64(size) > limit {
+		c.rouseLocked(fastLeaves)
+		return
+	}
+	*scratch = b
+	now := time.Now()
+	s.metrics.request(head.Status, now.Sub(c.visit.began).Seconds())
+	s.metrics.bytes(0, int64(size))
+	s.metrics.stream(-1)
+	c.state, c.visit, c.since = fastIdle, fastVisit{}, now
+	n, err := c.try.TryWrite(b)
+	if err != nil {
+		c.rouseLocked(fastEnds)
+	} else if n < len(b) {
+		c.rest = bytes.Clone(b[n:])
+		c.rouseLocked(fastWrites)
+	}
+}
+
+// rouseLocked has run do what the state says.
+func (c *fastConn) rouseLocked(state fastState) {
+	c.state = state
+	_ = c.Conn.SetReadDeadline(time.Unix(1, 0)) // in the past
+}
+
+// hurryLocked has the connection handed over unless the rest of the answer comes at once.
+func (c *fastConn) hurryLocked() {
+	if c.visit.hurried {
+		return
+	}
+	c.visit.hurried = true
+	late := c.visit.pending
+	time.AfterFunc(fastGather, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.state == fastAwaits && c.visit.pending == late {
+			c.rouseLocked(fastLeaves)
+		}
+	})
+}
+
+// writeRest writes what the connection did not take at once.
+func (c *fastConn) writeRest() error {
+	c.mu.Lock()
+	rest := c.rest
+	c.rest, c.state = nil, fastIdle
+	_ = c.Conn.SetReadDeadline(time.Time{})
+	c.mu.Unlock()
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(stall))
+	_, err := c.Conn.Write(rest)
+	_ = c.Conn.SetWriteDeadline(time.Time{})
+	return err
+}
+
+// expire ends a connection whose visitor has been idle for too long, and hands over one whose answer takes long.
+func (c *fastConn) expire(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := c.listener.idle
+	if !c.served {
+		limit = c.listener.first
+	}
+	switch age := now.Sub(c.since); {
+	case c.state == fastIdle && limit > 0 && age > limit:
+		c.rouseLocked(fastEnds)
+	case c.state == fastAwaits && age > fastPatience:
+		c.rouseLocked(fastLeaves)
+	}
+}
+
+// stop ends an idle connection; net/http, which has an end of its own, gets one that is not.
+func (c *fastConn) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.state == fastIdle && c.served:
+		c.rouseLocked(fastEnds)
+	case c.state == fastIdle, c.state == fastAwaits:
+		c.rouseLocked(fastLeaves)
+	}
+}
+
+// handOver gives the connection to net/http.
+func (c *fastConn) handOver() {
+	c.mu.Lock()
+	c.state = fastLeaves
+	_ = c.Conn.SetReadDeadline(time.Time{})
+	c.mu.Unlock()
+	c.listener.hand(c, nil)
+}
+
+// takeVisit returns the request that was sent before the connection was handed over, once; its pending is nil if there is none.
+func (c *fastConn) takeVisit() fastVisit {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.visit
+	c.visit = fastVisit{}
+	return v
+}
+
+// end closes a connection that was not handed over.
+func (c *fastConn) end() {
+	_ = c.Close()
+	fastBuffers.Put(c.buf)
+}
+
+// Close gives up a request that nobody has taken over.
+func (c *fastConn) Close() error {
+	if v := c.takeVisit(); v.pending != nil {
+		v.pending.Cancel()
+		s := c.listener.server
+		s.metrics.request(499, time.Since(v.began).Seconds())
+		s.metrics.stream(-1)
+	}
+	return c.Conn.Close()
+}
+
+// Read returns what run has read and not answered, and then what comes. It is for net/http.
+func (c *fastConn) Read(p []byte) (int, error) {
+	if c.buf == nil {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.buf[c.taken:c.held])
+	if c.taken += n; c.taken == c.held {
+		fastBuffers.Put(c.buf)
+		c.buf = nil
+	}
+	return n, nil
+}
+
+// NetConn returns the connection below, which whoever reads has to leave alone.
+func (c *fastConn) NetConn() net.Conn { return c.Conn }
+
+// SyscallConn is the socket's, for who writes to it.
+func (c *fastConn) SyscallConn() (syscall.RawConn, error) { return c.Conn.(syscall.Conn).SyscallConn() }
+
+// CloseWrite ends what is sent to the visitor.
+func (c *fastConn) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
