@@ -328,6 +328,17 @@ func (st *stream) reserve(n int, expired <-chan struct{}) (int, error) {
 	}
 }
 
+// tryReserve takes n bytes of credit if that can be had at once.
+func (st *stream) tryReserve(n int) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.sendErrorLocked() != nil || st.credit < int64(n) {
+		return false
+	}
+	st.credit -= int64(n)
+	return true
+}
+
 func (st *stream) sendError() error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
