@@ -166,6 +166,7 @@ func (s *Session) admit(st *stream) error {
 	}
 	s.lastID++
 	st.id = s.lastID
+	s.newest.Store(st.id)
 	s.streams[st.id] = st
 	s.out.streams.Store(int32(len(s.streams)))
 	return nil

@@ -61,6 +61,7 @@ func (s *Session) claim(id uint32) (fresh bool, old *stream) {
 		return false, s.streams[id]
 	}
 	s.lastID = id
+	s.newest.Store(id)
 	return true, nil
 }
 

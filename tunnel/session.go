@@ -75,6 +75,9 @@ type Session struct {
 	grown  atomic.Int64 // bytes by which windows have grown, of windowBudget
 	trips  roundTrips
 
+	newest    atomic.Uint32 // is lastID, for windows
+	transfers atomic.Int32  // open streams that gave credit
+
 	woken []*stream // for which the batch that is being read had something; used by readLoop only
 
 	onEnd     func(error) // set by Start, called by finish; may be nil
@@ -280,7 +283,7 @@ func (s *Session) remove(st *stream) {
 	st.removed = true
 	delete(s.streams, st.id)
 	s.out.streams.Store(int32(len(s.streams)))
-	s.releaseWindow(st.recv.size)
+	s.releaseWindow(&st.recv)
 	if s.empty != nil && len(s.streams) == 0 {
 		close(s.empty)
 	}

@@ -11,12 +11,21 @@ const (
 	DefaultStreamWindow = 256 << 10
 	// maxStreamWindow is how far the window of a stream grows, in bytes.
 	maxStreamWindow = 16 << 20
+	// minStreamWindow is how far it shrinks.
+	minStreamWindow = 64 << 10
 	// windowBudget is how many bytes the windows of a link may grow by, all together.
 	windowBudget = 32 << 20
 
 	// shortRound is how long a queue in the link may be for the sake of fewer system calls: a download to the same machine
 	// costs a quarter more CPU time with windows that just fit its round trip.
 	shortRound = 5 * time.Millisecond
+
+	// crowdBudget is how many bytes the windows of transfers share on a link of less than shortTrip to which other requests
+	// come, and crowdMemory for how long after one. What is under way is in front of these: their p99 beside four downloads to
+	// the same machine is a third of what it is with windows for the highest throughput, which falls by a quarter.
+	crowdBudget = 256 << 10
+	crowdMemory = 100 * time.Millisecond
+	shortTrip   = 2 * time.Millisecond
 
 	maxCredit = math.MaxInt32
 )
@@ -34,6 +43,10 @@ type recvWindow struct {
 	round time.Duration // when it began, after the start of the session
 	ahead int64         // bytes that may come before it ends; negative outside of one
 	spare bool          // the last round, or this one so far, is so long that the window is no limit
+
+	bulk    bool          // it gave credit: the stream is one of Session.transfers
+	newest  uint32        // the newest stream of the link when credit was last given
+	crowded time.Duration // when that had changed, after the start of the session; zero for never
 }
 
 func newRecvWindow() recvWindow {
@@ -70,18 +83,37 @@ func (st *stream) consumedLocked(n int) uint32 {
 		w.spare = true
 	}
 	want := w.size
+	crowd := st.crowdLocked(now)
 	switch {
+	case w.size > crowd:
+		want = crowd
 	case w.least == 0 && !w.spare:
 		want *= 2
 	case w.least > w.size/2: // of at most three quarters: the rest was read
 		want /= 2
 	}
-	size := st.session.resizeWindow(w.size, want, w.size-w.consumed)
+	size := st.session.resizeWindow(w.size, min(want, crowd), max(w.size-w.consumed, min(crowd, DefaultStreamWindow)))
 	grant := w.consumed + size - w.size
 	w.size = size
 	w.left += grant
 	w.consumed, w.least = 0, int64(st.in.size)
 	return uint32(grant)
+}
+
+// crowdLocked returns how large the window may be for the sake of other requests.
+func (st *stream) crowdLocked(now time.Duration) int64 {
+	w, s := &st.recv, st.session
+	if !w.bulk {
+		w.bulk, w.newest = true, st.id
+		s.transfers.Add(1)
+	}
+	if newest := s.newest.Load(); newest != w.newest {
+		w.newest, w.crowded = newest, now
+	}
+	if w.crowded == 0 || now-w.crowded > crowdMemory || !s.trips.short() {
+		return maxStreamWindow
+	}
+	return max(crowdBudget/int64(s.transfers.Load()), minStreamWindow)
 }
 
 // resizeWindow returns the new size of a window that is to have want bytes, and takes what it grows by from the link's
@@ -91,15 +123,20 @@ func (s *Session) resizeWindow(size, want, least int64) int64 {
 	for {
 		grown := s.grown.Load()
 		next := min(want, maxStreamWindow, (windowBudget-grown+size)/2)
-		next = max(next, least, DefaultStreamWindow)
+		next = max(next, least)
 		if s.grown.CompareAndSwap(grown, grown+next-size) {
 			return next
 		}
 	}
 }
 
-// releaseWindow gives back to the link's budget what a window of the given size has taken from it.
-func (s *Session) releaseWindow(size int64) { s.grown.Add(DefaultStreamWindow - size) }
+// releaseWindow gives back to the link's budget what a stream's window has taken from it.
+func (s *Session) releaseWindow(w *recvWindow) {
+	s.grown.Add(DefaultStreamWindow - w.size)
+	if w.bulk {
+		s.transfers.Add(-1)
+	}
+}
 
 // roundTrips knows the shortest round trip of a link, from its pings and the rounds of its windows.
 type roundTrips struct {
@@ -120,6 +157,13 @@ func (r *roundTrips) note(trip, now time.Duration) {
 	if r.least == 0 || trip < r.least {
 		r.least, r.known = trip, now
 	}
+}
+
+// short reports whether the round trip is known to be shorter than shortTrip.
+func (r *roundTrips) short() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.least > 0 && r.least < shortTrip
 }
 
 // limit is the length of a round above which a larger window would make nothing faster: two round trips, as far as is
