@@ -249,6 +249,51 @@ func TestWindowFitsRoundTrip(t *testing.T) {
 	}
 }
 
+// TestTransferLeavesRoom has other requests come beside a transfer. On a short link its window makes room for them.
+func TestTransferLeavesRoom(t *testing.T) {
+	for _, c := range []struct {
+		roundTrip   time.Duration
+		least, most int // bytes that the peer may send while others come
+	}{
+		{time.Millisecond, minStreamWindow, crowdBudget},
+		{50 * time.Millisecond, 1 << 20, maxStreamWindow},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPeer(t, Config{})
+			id, b := p.streams()
+			ahead := DefaultStreamWindow
+			rounds := func(crowd bool) {
+				for range 10 {
+					time.Sleep(c.roundTrip)
+					if crowd {
+						other, body := p.streams()
+						body.Close()
+						p.wantsCancel("closed", other, messages.CancelAborted)
+					}
+					n := ahead
+					p.feeds(id, n)
+					read(t, b, n)
+					ahead += p.credits(id) - n
+				}
+			}
+			rounds(false)
+			if ahead < 1<<20 {
+				t.Errorf("%v: alone, the peer may send %d bytes, want 1 MiB at least", c.roundTrip, ahead)
+			}
+			rounds(true)
+			if ahead < c.least || ahead > c.most {
+				t.Errorf("%v: beside other requests, the peer may send %d bytes, want %d to %d", c.roundTrip, ahead, c.least, c.most)
+			}
+			time.Sleep(2 * crowdMemory)
+			rounds(false)
+			if ahead < 1<<20 {
+				t.Errorf("%v: alone again, the peer may send %d bytes, want 1 MiB at least", c.roundTrip, ahead)
+			}
+			b.Close()
+		})
+	}
+}
+
 // TestWindowBudget grows more windows than the link has room for: they share it, and leave something for the next.
 func TestWindowBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
