@@ -100,8 +100,7 @@ func (c *fastConn) run() {
 		}
 		switch {
 		case state == fastLeaves:
-			c.held += n
-			c.handOver()
+			c.leave(n)
 			return
 		case state == fastEnds || err != nil:
 			c.end()
@@ -113,6 +112,19 @@ func (c *fastConn) run() {
 			return
 		}
 	}
+}
+
+// leave hands the connection over with the n bytes that were read last, and with the request before unless that was answered.
+func (c *fastConn) leave(n int) {
+	c.mu.Lock()
+	answered := c.visit.pending == nil
+	c.mu.Unlock()
+	if answered {
+		n = copy(c.buf[:], c.buf[c.held:c.held+n])
+		c.held = 0
+	}
+	c.held += n
+	c.handOver()
 }
 
 // woken returns the state after a Read. Whoever sends a request before the answer to the one before wants more than is done
