@@ -155,9 +155,9 @@ func (c *fastConn) serve() bool {
 	to := inTurn(serving)[0]
 	q.head.Registration = to.id
 	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now()}
-	c.mu.Lock()
-	c.state, c.visit, c.since, c.served = fastAwaits, v, v.began, true
-	c.mu.Unlock()
+	if !c.begin(v) {
+		return false
+	}
 	s.metrics.stream(1)
 	if err := to.link.session.Send(v.pending, &q.head, q.fields, c); err != nil {
 		s.metrics.stream(-1)
@@ -167,6 +167,17 @@ func (c *fastConn) serve() bool {
 		return false
 	}
 	to.link.requests.Add(1)
+	return true
+}
+
+// begin notes that v is about to be sent. It reports false if the connection is to end, or to be handed over, by now.
+func (c *fastConn) begin(v fastVisit) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != fastIdle {
+		return false
+	}
+	c.state, c.visit, c.since, c.served = fastAwaits, v, v.began, true
 	return true
 }
 
