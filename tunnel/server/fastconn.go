@@ -274,14 +274,14 @@ func (c *fastConn) expire(now time.Time) {
 	}
 }
 
-// stop ends an idle connection; net/http, which has an end of its own, gets one that is not.
+// stop ends an idle connection; one that is not is handed over.
 func (c *fastConn) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.state == fastIdle && c.served:
+	switch c.state {
+	case fastIdle:
 		c.rouseLocked(fastEnds)
-	case c.state == fastIdle, c.state == fastAwaits:
+	case fastAwaits:
 		c.rouseLocked(fastLeaves)
 	}
 }

@@ -59,7 +59,7 @@ func newFastEdge(t testing.TB, o Options, change func(*http.Server)) *fastEdge {
 			if !errors.Is(err, http.ErrServerClosed) {
 				t.Errorf("Serve returned %v", err)
 			}
-		case <-time.After(20*time.Second + patience):
+		case <-time.After(lastTimeout + patience):
 			t.Error("Serve does not end")
 		}
 	})
