@@ -94,9 +94,10 @@ func (c *fastConn) run() {
 				c.end()
 				return
 			}
-			if state, err = fastIdle, nil; n == 0 {
+			if n == 0 {
 				continue
 			}
+			state, err = fastIdle, nil
 		}
 		switch {
 		case state == fastLeaves:
@@ -249,13 +250,29 @@ func (c *fastConn) hurryLocked() {
 func (c *fastConn) writeRest() error {
 	c.mu.Lock()
 	rest := c.rest
-	c.rest, c.state = nil, fastIdle
+	c.rest = nil
 	_ = c.Conn.SetReadDeadline(time.Time{})
-	c.mu.Unlock()
 	_ = c.Conn.SetWriteDeadline(time.Now().Add(stall))
-	_, err := c.Conn.Write(rest)
+	c.hastenLocked()
+	c.mu.Unlock()
+	if _, err := c.Conn.Write(rest); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state, c.since = fastIdle, time.Now()
 	_ = c.Conn.SetWriteDeadline(time.Time{})
-	return err
+	if c.listener.closed() {
+		c.rouseLocked(fastEnds)
+	}
+	return nil
+}
+
+// hastenLocked bounds the rest of the time for a visitor to take an answer, if the listener has closed.
+func (c *fastConn) hastenLocked() {
+	if c.listener.closed() {
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastTimeout))
+	}
 }
 
 // expire ends a connection whose visitor has been idle for too long, and hands over one whose answer takes long.
@@ -283,6 +300,8 @@ func (c *fastConn) stop() {
 		c.rouseLocked(fastEnds)
 	case fastAwaits:
 		c.rouseLocked(fastLeaves)
+	case fastWrites:
+		c.hastenLocked()
 	}
 }
 

@@ -325,6 +325,12 @@ func TestShutdownDoesNotWaitForWhoDoesNotRead(t *testing.T) {
 	if took := time.Since(start); took > 2*time.Second {
 		t.Errorf("the end took %v", took)
 	}
+	select {
+	case err := <-f.served:
+		f.served <- err
+	case <-time.After(lastTimeout + 2*time.Second):
+		t.Errorf("Serve has not ended after %v", time.Since(start))
+	}
 }
 
 func TestServeTimeouts(t *testing.T) {
