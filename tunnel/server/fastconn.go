@@ -202,10 +202,14 @@ func (c *fastConn) Ready() {
 // answerLocked writes a whole answer, or leaves it to net/http.
 func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
 	s := c.listener.server
+	if limit := s.options.MaxBody; limit > 0 && int64(size) > limit {
+		c.rouseLocked(fastLeaves)
+		return
+	}
 	scratch := scratchPool.Get().(*[]byte)
 	defer scratchPool.Put(scratch)
 	b, ok := appendFastAnswer((*scratch)[:0], head, size, &c.visit)
-	if limit := s.options.MaxBody; !ok || limit > 0 && int64(size) > limit {
+	if !ok {
 		c.rouseLocked(fastLeaves)
 		return
 	}
