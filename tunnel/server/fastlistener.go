@@ -24,6 +24,9 @@ const (
 // Shutdown and Close of web end Serve, but not the requests under way: Serve returns when these have been answered, at most
 // 15 s later. Server.Shutdown ends them sooner.
 func (s *Server) Serve(web *http.Server, l net.Listener) error {
+	if s.options.RequestTimeout < fastPatience+2*sweepEvery {
+		return web.Serve(l) // by the time that a late answer is handed over, it would be later than that
+	}
 	f := &fastListener{
 		Listener: l, server: s, idle: web.IdleTimeout, first: web.ReadHeaderTimeout,
 		handed: make(chan accepted), closing: make(chan struct{}), gone: make(chan struct{}),
