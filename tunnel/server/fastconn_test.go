@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -342,4 +343,76 @@ func (f *fastEdge) stormVisit(t *testing.T, target, host string) (n int) {
 		}
 	}
 	return n
+}
+
+// The server stops in the midst of many requests: each that the upstream got is answered, and whole.
+func TestShutdownInTheMidst(t *testing.T) {
+	t.Parallel()
+	f := newFastEdge(t, Options{}, nil)
+	var ran, answers atomic.Int32
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		ran.Add(1)
+		if n := rand.IntN(10); n > 5 {
+			time.Sleep(time.Duration(n) * time.Millisecond)
+		}
+		io.WriteString(w, r.RequestURI+strings.Repeat("x", 1000))
+	})
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() { // ends when the server has
+			v := f.front.visit()
+			for j := 0; ; j++ {
+				target := fmt.Sprintf("/%d/%d", i, j)
+				if _, err := io.WriteString(v, "GET "+target+" HTTP/1.1\r\nHost: "+host+"\r\n\r\n"); err != nil {
+					return
+				}
+				if _, err := v.r.Peek(1); err != nil {
+					return
+				}
+				f.wantBody(target, v.answer(), 200, target+strings.Repeat("x", 1000))
+				answers.Add(1)
+			}
+		})
+	}
+	eventually(t, "it goes on", func() bool { return answers.Load() > 500 })
+	f.wantHanded("before the end", 0)
+	if err := f.web.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	f.wantQuiet()
+	if a, b := ran.Load(), answers.Load(); a != b {
+		t.Errorf("%d requests ran, and %d were answered", a, b)
+	}
+}
+
+func TestManyFastConnections(t *testing.T) {
+	t.Parallel()
+	const many = 2000
+	f := newFastEdge(t, Options{MaxStreams: 2 * many}, nil)
+	_, host := f.publish(echoing)
+	turn := make(chan struct{}, 100)
+	var all []*visitor
+	for range many {
+		c, err := net.Dial("tcp", f.front.addr)
+		if err != nil {
+			t.Skip("not so many connections here: ", err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(4 * patience))
+		all = append(all, &visitor{Conn: c, t: t, r: bufio.NewReaderSize(c, 512)})
+	}
+	var wg sync.WaitGroup
+	for i, v := range all {
+		wg.Go(func() { // ends with its requests
+			for j := range 3 {
+				turn <- struct{}{}
+				target := fmt.Sprintf("/%d/%d", i, j)
+				f.wantBody(target, v.gets(host, target, ""), 200, target)
+				<-turn
+			}
+		})
+	}
+	wg.Wait()
+	f.wantQuiet()
 }
