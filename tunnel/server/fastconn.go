@@ -145,12 +145,12 @@ func (c *fastConn) serve() bool {
 	scratch := scratchPool.Get().(*[]byte)
 	defer scratchPool.Put(scratch)
 	q, ok := c.parse((*scratch)[:0])
-	if !ok || !s.visits.allow(visitorKey(c.addr)) || !s.hosts.allow(q.label) {
+	if !ok {
 		return false
 	}
 	*scratch = q.fields
 	serving, _ := s.routes.lookup(q.label, q.head.Target)
-	if len(serving) == 0 {
+	if len(serving) == 0 || !s.visits.allow(visitorKey(c.addr)) || !s.hosts.allow(q.label) {
 		return false
 	}
 	to := inTurn(serving)[0]

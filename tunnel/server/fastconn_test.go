@@ -130,6 +130,15 @@ func TestHandsOverWhatIsRefused(t *testing.T) {
 	}
 }
 
+// Who is refused pays for one request, not for one here and one at net/http.
+func TestRefusedRequestCountsOnce(t *testing.T) {
+	f := newFastEdge(t, Options{RateLimit: 0.001, RateBurst: 4}, nil)
+	for range 4 {
+		f.wantError("within the burst", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), noTunnelError())
+	}
+	f.wantError("beyond it", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), rateLimitedError())
+}
+
 // What a trusted proxy says is for net/http to read.
 func TestTrustedProxyIsNotServedFast(t *testing.T) {
 	f := newFastEdge(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, nil)
