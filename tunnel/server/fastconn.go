@@ -94,14 +94,14 @@ func (c *fastConn) run() {
 				c.end()
 				return
 			}
-			if state, err = fastIdle, nil; n == 0 {
+			if n == 0 {
 				continue
 			}
+			state, err = fastIdle, nil
 		}
 		switch {
 		case state == fastLeaves:
-			c.held += n
-			c.handOver()
+			c.leave(n)
 			return
 		case state == fastEnds || err != nil:
 			c.end()
@@ -113,6 +113,19 @@ func (c *fastConn) run() {
 			return
 		}
 	}
+}
+
+// leave hands the connection over with the n bytes that were read last, and with the request before unless that was answered.
+func (c *fastConn) leave(n int) {
+	c.mu.Lock()
+	answered := c.visit.pending == nil
+	c.mu.Unlock()
+	if answered {
+		n = copy(c.buf[:], c.buf[c.held:c.held+n])
+		c.held = 0
+	}
+	c.held += n
+	c.handOver()
 }
 
 // woken returns the state after a Read. Whoever sends a request before the answer to the one before wants more than is done
@@ -132,20 +145,20 @@ func (c *fastConn) serve() bool {
 	scratch := scratchPool.Get().(*[]byte)
 	defer scratchPool.Put(scratch)
 	q, ok := c.parse((*scratch)[:0])
-	if !ok || !s.visits.allow(visitorKey(c.addr)) || !s.hosts.allow(q.label) {
+	if !ok {
 		return false
 	}
 	*scratch = q.fields
 	serving, _ := s.routes.lookup(q.label, q.head.Target)
-	if len(serving) == 0 {
+	if len(serving) == 0 || !s.visits.allow(visitorKey(c.addr)) || !s.hosts.allow(q.label) {
 		return false
 	}
 	to := inTurn(serving)[0]
 	q.head.Registration = to.id
 	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now()}
-	c.mu.Lock()
-	c.state, c.visit, c.since, c.served = fastAwaits, v, v.began, true
-	c.mu.Unlock()
+	if !c.begin(v) {
+		return false
+	}
 	s.metrics.stream(1)
 	if err := to.link.session.Send(v.pending, &q.head, q.fields, c); err != nil {
 		s.metrics.stream(-1)
@@ -155,6 +168,17 @@ func (c *fastConn) serve() bool {
 		return false
 	}
 	to.link.requests.Add(1)
+	return true
+}
+
+// begin notes that v is about to be sent. It reports false if the connection is to end, or to be handed over, by now.
+func (c *fastConn) begin(v fastVisit) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != fastIdle {
+		return false
+	}
+	c.state, c.visit, c.since, c.served = fastAwaits, v, v.began, true
 	return true
 }
 
@@ -178,10 +202,14 @@ func (c *fastConn) Ready() {
 // answerLocked writes a whole answer, or leaves it to net/http.
 func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
 	s := c.listener.server
+	if limit := s.options.MaxBody; limit > 0 && int64(size) > limit {
+		c.rouseLocked(fastLeaves)
+		return
+	}
 	scratch := scratchPool.Get().(*[]byte)
 	defer scratchPool.Put(scratch)
 	b, ok := appendFastAnswer((*scratch)[:0], head, size, &c.visit)
-	if limit := s.options.MaxBody; !ok || limit > 0 && int64(size) > limit {
+	if !ok {
 		c.rouseLocked(fastLeaves)
 		return
 	}
@@ -226,13 +254,29 @@ func (c *fastConn) hurryLocked() {
 func (c *fastConn) writeRest() error {
 	c.mu.Lock()
 	rest := c.rest
-	c.rest, c.state = nil, fastIdle
+	c.rest = nil
 	_ = c.Conn.SetReadDeadline(time.Time{})
-	c.mu.Unlock()
 	_ = c.Conn.SetWriteDeadline(time.Now().Add(stall))
-	_, err := c.Conn.Write(rest)
+	c.hastenLocked()
+	c.mu.Unlock()
+	if _, err := c.Conn.Write(rest); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state, c.since = fastIdle, time.Now()
 	_ = c.Conn.SetWriteDeadline(time.Time{})
-	return err
+	if c.listener.closed() {
+		c.rouseLocked(fastEnds)
+	}
+	return nil
+}
+
+// hastenLocked bounds the rest of the time for a visitor to take an answer, if the listener has closed.
+func (c *fastConn) hastenLocked() {
+	if c.listener.closed() {
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastTimeout))
+	}
 }
 
 // expire ends a connection whose visitor has been idle for too long, and hands over one whose answer takes long.
@@ -251,15 +295,17 @@ func (c *fastConn) expire(now time.Time) {
 	}
 }
 
-// stop ends an idle connection; net/http, which has an end of its own, gets one that is not.
+// stop ends an idle connection; one that is not is handed over.
 func (c *fastConn) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.state == fastIdle && c.served:
+	switch c.state {
+	case fastIdle:
 		c.rouseLocked(fastEnds)
-	case c.state == fastIdle, c.state == fastAwaits:
+	case fastAwaits:
 		c.rouseLocked(fastLeaves)
+	case fastWrites:
+		c.hastenLocked()
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 const (
 	// sweepEvery is how often a fastListener looks for connections that wait for too long.
 	sweepEvery = time.Second
-	// handTimeout is how long a connection waits for an http.Server that stops to take it.
-	handTimeout = 5 * time.Second
+	// lastTimeout is how long requests may go on, and visitors may take for an answer, when the listener has closed.
+	lastTimeout = 15 * time.Second
 )
 
 // Serve is web.Serve(l), but common requests are answered without net/http, in half the CPU time: GET with a head of at most
@@ -21,8 +21,12 @@ const (
 //
 // web.Handler must be s, or pass tunnels' requests on to s as they are: it does not see those that are answered without it.
 // Serve sets web.ConnContext, around the one that is there. Of web's settings IdleTimeout and ReadHeaderTimeout hold here, too.
-// Shutdown and Close of web end Serve.
+// Shutdown and Close of web end Serve, but not the requests under way: Serve returns when these have been answered, at most
+// 15 s later. Server.Shutdown ends them sooner.
 func (s *Server) Serve(web *http.Server, l net.Listener) error {
+	if s.options.RequestTimeout < fastPatience+2*sweepEvery {
+		return web.Serve(l) // by the time that a late answer is handed over, it would be later than that
+	}
 	f := &fastListener{
 		Listener: l, server: s, idle: web.IdleTimeout, first: web.ReadHeaderTimeout,
 		handed: make(chan accepted), closing: make(chan struct{}), gone: make(chan struct{}),
@@ -38,15 +42,34 @@ func (s *Server) Serve(web *http.Server, l net.Listener) error {
 		}
 		return ctx
 	}
+	f.last = &http.Server{
+		Handler: web.Handler, ConnContext: web.ConnContext, BaseContext: web.BaseContext, ErrorLog: web.ErrorLog,
+		DisableGeneralOptionsHandler: web.DisableGeneralOptionsHandler, ReadHeaderTimeout: web.ReadHeaderTimeout,
+		MaxHeaderBytes: web.MaxHeaderBytes,
+		ConnState: func(_ net.Conn, state http.ConnState) { // Shutdown does not tell, it drops what was not begun
+			switch state {
+			case http.StateNew:
+				f.running.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				f.running.Done()
+			}
+		},
+	}
+	f.last.SetKeepAlivesEnabled(false)
 	f.running.Go(f.acceptAll) // ends when the listener closes
-	go func() {               // ends when the listener is closed and its connections have been handed over or ended
+	go func() {               // ends when the listener is closed and its connections have ended, or been handed over to web
 		f.running.Wait()
 		close(f.gone)
 	}()
 	go f.sweep() // ends then, too
 	err := web.Serve(f)
 	_ = f.Close()
-	<-f.gone
+	select {
+	case <-f.gone:
+	case <-time.After(lastTimeout):
+		_ = f.last.Close()
+		<-f.gone
+	}
 	return err
 }
 
@@ -60,9 +83,10 @@ type fastListener struct {
 	server      *Server
 	idle, first time.Duration  // how long a visitor may wait with the next request, and with the first; zero for no limit
 	handed      chan accepted  // never closed
+	last        *http.Server   // takes what is handed over after Close: the one that stops drops requests that it has not begun
 	closing     chan struct{}  // closed by Close
 	gone        chan struct{}  // closed when all of running has ended
-	running     sync.WaitGroup // acceptAll, and a goroutine for each of conns
+	running     sync.WaitGroup // acceptAll, a goroutine for each of conns, and the connections of last
 
 	mu    sync.Mutex // guards conns and the closing of closing; taken before fastConn.mu
 	conns map[*fastConn]struct{}
@@ -73,17 +97,20 @@ type accepted struct {
 	err  error
 }
 
-// Accept returns the next connection that is handed over. After Close there may still be some.
+// Accept returns the next connection that is handed over.
 func (f *fastListener) Accept() (net.Conn, error) {
+	if f.closed() {
+		return nil, net.ErrClosed
+	}
 	select {
 	case a := <-f.handed:
 		return a.conn, a.err
-	case <-f.gone:
+	case <-f.closing:
 		return nil, net.ErrClosed
 	}
 }
 
-// Close accepts no more connections. Those that are idle end; a request under way is handed over.
+// Close accepts no more connections. Those that are idle end; a request under way is handed over, to last.
 func (f *fastListener) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -124,22 +151,35 @@ func (f *fastListener) acceptAll() {
 	}
 }
 
-// hand has Accept return c and err.
+// hand has Accept return c and err. After Close it gives c to last.
 func (f *fastListener) hand(c net.Conn, err error) {
-	a := accepted{c, err}
-	select {
-	case f.handed <- a:
-		return
-	case <-f.closing:
-	}
-	select {
-	case f.handed <- a:
-	case <-time.After(handTimeout):
-		if err == nil {
-			_ = c.Close()
+	if !f.closed() {
+		select {
+		case f.handed <- accepted{c, err}:
+			return
+		case <-f.closing:
 		}
 	}
+	if err == nil {
+		_ = f.last.Serve(&onlyConn{Listener: f.Listener, conn: c}) // returns when it has c
+	}
 }
+
+// An onlyConn is a listener that accepts one connection.
+type onlyConn struct {
+	net.Listener
+	conn net.Conn
+}
+
+func (l *onlyConn) Accept() (c net.Conn, err error) {
+	if c, l.conn = l.conn, nil; c == nil {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+// Close does nothing.
+func (l *onlyConn) Close() error { return nil }
 
 // keep serves c.
 func (f *fastListener) keep(c *fastConn) {

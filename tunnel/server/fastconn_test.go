@@ -1,0 +1,427 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/harp-tunnel/harp/identity"
+	"github.com/harp-tunnel/harp/messages"
+)
+
+// Whatever is not simple goes to net/http, once, with the right answer, and the upstream gets it once.
+func TestHandsOverWhatIsNotSimple(t *testing.T) {
+	t.Parallel()
+	f := newFastEdge(t, Options{}, nil)
+	var ran atomic.Int32
+	late := make(chan struct{})
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		ran.Add(1)
+		switch r.URL.Path {
+		case "/late":
+			await(r, late)
+		case "/stream":
+			io.WriteString(w, "/str")
+			w.(http.Flusher).Flush()
+			time.Sleep(20 * fastGather)
+			io.WriteString(w, "eam")
+			return
+		case "/large":
+			io.WriteString(w, strings.Repeat("x", 32<<10+1))
+			return
+		case "/early":
+			w.Header().Set("X-Early", "1")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Del("X-Early")
+		case "/trailers":
+			w.Header().Set("Trailer", "X-Sum")
+			defer w.Header().Set("X-Sum", "7")
+		}
+		echoing(w, r)
+	})
+	time.AfterFunc(fastPatience+2*sweepEvery, func() { close(late) })
+	get := func(target string) string { return "GET " + target + " HTTP/1.1\nHost: " + host + "\n" }
+	for _, test := range []struct {
+		why, says, body string
+		want            []string // bodies of the answers
+	}{
+		{"POST", "POST /p HTTP/1.1\nHost: " + host + "\nContent-Length: 1\n\n", "x", []string{"/p"}},
+		{"HEAD", "HEAD /h HTTP/1.1\nHost: " + host + "\n\n", "", []string{""}},
+		{"pipelined", get("/1") + "\n" + get("/2") + "\n" + get("/3") + "\n", "", []string{"/1", "/2", "/3"}},
+		{"a late answer", get("/late") + "\n", "", []string{"/late"}},
+		{"a stream", get("/stream") + "\n", "", []string{"/stream"}},
+		{"a large answer", get("/large") + "\n", "", []string{strings.Repeat("x", 32<<10+1)}},
+		{"early hints", get("/early") + "\n", "", []string{"", "/early"}},
+		{"trailers", get("/trailers") + "\n", "", []string{"/trailers"}},
+		{"HTTP/1.0", "GET /old HTTP/1.0\nHost: " + host + "\n\n", "", []string{"/old"}},
+		{"a large head", get("/head") + "A: " + strings.Repeat("x", maxFastHead) + "\n\n", "", []string{"/head"}},
+		{"a head of more than the buffer", get("/head") + "A: " + strings.Repeat("x", 3*maxFastHead) + "\n\n", "", []string{"/head"}},
+		{"close", get("/close") + "Connection: close\n\n", "", []string{"/close"}},
+	} {
+		t.Run(test.why, func(t *testing.T) {
+			handed, before := f.handed.Load(), ran.Load()
+			v := f.front.visit()
+			f.wantBody("a simple one before", v.gets(host, "/before", ""), 200, "/before")
+			f.wantHanded("a simple one before", handed)
+			v.says(test.says, test.body)
+			method, _, _ := strings.Cut(test.says, " ")
+			requests := int32(strings.Count(test.says, "Host:"))
+			for i, want := range test.want {
+				got := v.answerTo(method)
+				if status := got.StatusCode; got.body != want || got.err != nil || status != 200 && !(status == 103 && i == 0) {
+					t.Errorf("got %s %.80q (%v), want %.80q", got.Status, got.body, got.err, want)
+				}
+				if test.why == "trailers" && got.Trailer.Get("X-Sum") != "7" {
+					t.Errorf("trailers: %q", got.Trailer)
+				}
+			}
+			f.wantHanded("afterwards", handed+1)
+			if n := ran.Load() - before; n != requests+1 {
+				t.Errorf("the upstream got %d requests, want %d", n, requests+1)
+			}
+			if strings.HasPrefix(test.why, "HTTP/1.0") || test.why == "close" {
+				return
+			}
+			f.wantBody("after it", v.gets(host, "/after", ""), 200, "/after")
+		})
+	}
+	f.wantQuiet()
+}
+
+// What comes in pieces is no less a request.
+func TestHandsOverPieces(t *testing.T) {
+	f := newFastEdge(t, Options{}, nil)
+	_, host := f.publish(echoing)
+	v := f.front.visit()
+	f.wantBody("before", v.gets(host, "/0", ""), 200, "/0")
+	_ = v.Conn.(*net.TCPConn).SetNoDelay(true)
+	for _, b := range []byte("GET /x HTTP/1.1\r\nHost: " + host + "\r\n\r\n") {
+		v.says("", string(b))
+		time.Sleep(100 * time.Microsecond)
+	}
+	f.wantBody("byte by byte", v.answer(), 200, "/x")
+	f.wantHanded("byte by byte", 1)
+}
+
+func TestHandsOverWhatIsRefused(t *testing.T) {
+	f := newFastEdge(t, Options{RateLimit: 0.001, RateBurst: 3}, nil)
+	_, host := f.publish(echoing)
+	v := f.front.visit()
+	for range 3 {
+		f.wantBody("within the burst", v.gets(host, "/", ""), 200, "/")
+	}
+	f.wantHanded("within the burst", 0)
+	f.wantError("beyond it", v.gets(host, "/", ""), rateLimitedError())
+	f.wantHanded("beyond it", 1)
+	f.wantError("nobody's label", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), noTunnelError())
+	f.wantError("another domain", f.front.visit().gets("example.com", "/", ""), noTunnelError())
+	if n := f.metric("harp_limits_total{limit=rate}"); n != 1 {
+		t.Errorf("counted %v times", n)
+	}
+}
+
+// Who is refused pays for one request, not for one here and one at net/http.
+func TestRefusedRequestCountsOnce(t *testing.T) {
+	f := newFastEdge(t, Options{RateLimit: 0.001, RateBurst: 4}, nil)
+	for range 4 {
+		f.wantError("within the burst", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), noTunnelError())
+	}
+	f.wantError("beyond it", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), rateLimitedError())
+}
+
+// What a trusted proxy says is for net/http to read.
+func TestTrustedProxyIsNotServedFast(t *testing.T) {
+	f := newFastEdge(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, nil)
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("X-Real-IP")) })
+	f.wantBody("its word", f.front.visit().gets(host, "/", "X-Forwarded-For: 192.0.2.9\n"), 200, "192.0.2.9")
+	f.wantHanded("a trusted proxy", 1)
+}
+
+func TestFastVisitorLeaves(t *testing.T) {
+	f := newFastEdge(t, Options{}, nil)
+	gone := make(chan struct{}, 1)
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		gone <- struct{}{}
+	})
+	for i, leave := range []func(c *net.TCPConn){
+		func(c *net.TCPConn) { c.Close() }, func(c *net.TCPConn) { _ = c.SetLinger(0); c.Close() }, func(c *net.TCPConn) { _ = c.CloseWrite() },
+	} {
+		v := f.front.visit()
+		v.says("GET / HTTP/1.1\nHost: "+host+"\n\n", "")
+		eventually(t, "it runs", func() bool { return f.metric("harp_streams") == 1 })
+		leave(v.Conn.(*net.TCPConn))
+		receive(t, "the agent to hear of it", gone)
+		f.wantQuiet()
+		eventually(t, "it is counted", func() bool { return f.metric("harp_requests_total{code=499}") == float64(i+1) })
+	}
+	f.wantHanded("who left", 0)
+}
+
+// The time for an answer counts from the beginning, whoever waits for it, and a short one is kept, too.
+func TestFastRequestTimeout(t *testing.T) {
+	t.Parallel()
+	for _, timeout := range []time.Duration{200 * time.Millisecond, 3 * time.Second} {
+		f := newFastEdge(t, Options{RequestTimeout: timeout}, nil)
+		_, host := f.publish(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		start := time.Now()
+		f.wantError(timeout.String(), f.front.visit().gets(host, "/", ""), timeoutError(timeout))
+		if took := time.Since(start); took < timeout || took > timeout+500*time.Millisecond {
+			t.Errorf("%v: it took %v", timeout, took)
+		}
+		f.wantQuiet()
+	}
+}
+
+// The link dies while a request waits: another agent gets it, or the visitor an explanation.
+func TestFastRequestSurvivesItsAgent(t *testing.T) {
+	f := newFastEdge(t, Options{}, nil)
+	key := newKey(t)
+	one := f.script(key, identity.Registration{Mode: identity.ModeStandby, Instance: "one"})
+	v := f.front.visit()
+	v.says("GET /x HTTP/1.1\nHost: "+one.host+"\n\n", "")
+	one.awaits("the request", messages.TypeHTTPRequest)
+	other := f.script(key, identity.Registration{Mode: identity.ModeStandby, Instance: "two"})
+	one.conn.Close()
+	m := other.awaits("the request once more", messages.TypeHTTPRequest)
+	other.sends(upstreamAnswer{status: 200, body: "other"}.messages(m.Stream))
+	f.wantBody("the other's answer", v.answer(), 200, "other")
+	v = f.front.visit()
+	v.says("GET /y HTTP/1.1\nHost: "+one.host+"\n\n", "")
+	other.awaits("the request", messages.TypeHTTPRequest)
+	other.conn.Close()
+	f.wantError("nobody is left", v.answer(), linkLostError())
+	if v.r.Buffered() > 0 {
+		t.Error("there is more than one answer")
+	}
+	f.wantQuiet()
+}
+
+// An agent may say anything: the visitor gets one answer or an error, the next visitor the right one.
+func TestFastHostileAgent(t *testing.T) {
+	f := newFastEdge(t, Options{}, nil)
+	a := f.script(newKey(t), identity.Registration{})
+	answer := upstreamAnswer{status: 200, body: "answer"}.messages
+	more := func(s uint32) []byte {
+		return messages.AppendBody(nil, messages.TypeBody, messages.FlagEnd, s, []byte("more"))
+	}
+	for _, test := range []struct {
+		why    string
+		sends  func(s uint32) [][]byte // batches
+		status int
+	}{
+		{"twice", func(s uint32) [][]byte { return [][]byte{answer(s), answer(s)} }, 200},
+		{"data after the end", func(s uint32) [][]byte { return [][]byte{answer(s), more(s)} }, 200},
+		{"a cancel after the end", func(s uint32) [][]byte {
+			return [][]byte{bytes.Join([][]byte{answer(s), messages.AppendCancel(nil, messages.TypeCancel, s, messages.CancelAborted, "")}, nil)}
+		}, 200},
+		{"the next one's answer", func(s uint32) [][]byte { return [][]byte{answer(s), answer(s + 1), answer(s + 2)} }, 200},
+		{"data first", func(s uint32) [][]byte { return [][]byte{more(s), answer(s)} }, 502},
+		{"a cancel", func(s uint32) [][]byte {
+			return [][]byte{messages.AppendCancel(nil, messages.TypeCancel, s, messages.CancelAborted, ""), answer(s)}
+		}, 502},
+		{"fields that end the line", func(s uint32) [][]byte {
+			b := head(messages.TypeHTTPResponse, messages.FlagEnd, s, 200, "X", "a!!b")
+			return [][]byte{bytes.Replace(b, []byte("!!"), []byte("\r\n"), 1)}
+		}, 502},
+	} {
+		v := f.front.visit()
+		v.says("GET / HTTP/1.1\nHost: "+a.host+"\n\n", "")
+		for _, b := range test.sends(a.awaits(test.why, messages.TypeHTTPRequest).Stream) {
+			a.sends(b)
+		}
+		if got := v.answer(); got.StatusCode != test.status || got.err != nil || got.StatusCode == 200 && got.body != "answer" {
+			t.Errorf("%s: got %s %.80q (%v), want %d", test.why, got.Status, got.body, got.err, test.status)
+		}
+		v.says("GET / HTTP/1.1\nHost: "+a.host+"\n\n", "")
+		a.sends(upstreamAnswer{status: 200, body: "next"}.messages(a.awaits(test.why+": the next", messages.TypeHTTPRequest).Stream))
+		f.wantBody(test.why+": the next", v.answer(), 200, "next")
+	}
+	f.wantQuiet()
+}
+
+// A visitor who reads late gets all of each answer.
+func TestFastSlowReader(t *testing.T) {
+	t.Parallel()
+	f := newFastEdge(t, Options{}, nil)
+	by := &interceptor{past: make(chan struct{}, 1), dial: func(c *net.TCPConn) { _ = c.SetWriteBuffer(4 << 10) }}
+	f.intercept.Store(by)
+	body := strings.Repeat("0123456789abcdef", 2<<10)
+	_, host := f.publish(saying(body))
+	v := f.front.visit()
+	_ = v.Conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	asked := 0
+	for stuck := false; !stuck; asked++ {
+		v.says("GET / HTTP/1.1\nHost: "+host+"\n\n", "")
+		select {
+		case <-by.past:
+			stuck = true
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	f.wantBody("another one meanwhile", f.front.visit().gets(host, "/", ""), 200, body)
+	for range asked {
+		f.wantBody("late", v.answer(), 200, body)
+	}
+	f.wantBody("the next", v.gets(host, "/", ""), 200, body)
+	f.wantHanded("a slow reader", 0)
+}
+
+// Many visitors at once, some of whom leave, ask twice at a time, or dally, while agents die: each who gets an answer gets his
+// own.
+func TestFastStorm(t *testing.T) {
+	t.Parallel()
+	f := newFastEdge(t, Options{}, nil)
+	key := newKey(t)
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path[1] == '7' {
+			time.Sleep(time.Millisecond)
+		}
+		io.WriteString(w, strings.Repeat(r.RequestURI+" ", 1+len(r.RequestURI)*len(r.RequestURI)))
+	}
+	_, host := f.publishAs(key, identity.Registration{Mode: identity.ModeStandby, Instance: "rock"}, serve)
+	end := time.Now().Add(2 * time.Second)
+	var wg sync.WaitGroup
+	var answers atomic.Int32
+	for i := range 40 {
+		wg.Go(func() { // ends when the time is over
+			for time.Now().Before(end) {
+				n := f.stormVisit(t, fmt.Sprint("/", i, "-", rand.IntN(1000), strings.Repeat("x", rand.IntN(30))), host)
+				answers.Add(int32(n))
+			}
+		})
+	}
+	for n := 0; time.Now().Before(end); n++ {
+		a, _ := f.publishAs(key, identity.Registration{Mode: identity.ModeStandby, Instance: fmt.Sprint("reed", n%3)}, serve)
+		time.Sleep(20 * time.Millisecond)
+		a.conn.Close()
+	}
+	wg.Wait()
+	f.wantQuiet()
+	if n := answers.Load(); n < 1000 {
+		t.Errorf("%d answers prove nothing", n)
+	}
+}
+
+// stormVisit is one connection of a storm. It returns how many answers it got.
+func (f *fastEdge) stormVisit(t *testing.T, target, host string) (n int) {
+	v := f.front.visit()
+	defer v.Close()
+	for range rand.IntN(20) {
+		says := "GET " + target + " HTTP/1.1\nHost: " + host + "\n\n"
+		want := strings.Repeat(target+" ", 1+len(target)*len(target))
+		times := 1
+		switch rand.IntN(20) {
+		case 0:
+			v.says(says, "")
+			return n
+		case 1:
+			v.says(says[:len(says)/2], "")
+			v.says(says[len(says)/2:], "")
+		case 2:
+			v.says(says+says, "")
+			times = 2
+		case 3:
+			v.says(says, "")
+			time.Sleep(time.Duration(rand.IntN(1000)) * time.Microsecond)
+			v.says(says, "")
+			times = 2
+		default:
+			v.says(says, "")
+		}
+		for range times {
+			if got := v.answer(); got.StatusCode == 502 || got.StatusCode == 503 {
+				continue // its agent was killed
+			} else if got.err != nil && strings.HasPrefix(want, got.body) {
+				return n // in the midst of it
+			} else if got.body != want || got.err != nil {
+				t.Errorf("%s: got %s %.80q (%v)", target, got.Status, got.body, got.err)
+				return n
+			}
+			n++
+		}
+	}
+	return n
+}
+
+// The server stops in the midst of many requests: each that the upstream got is answered, and whole.
+func TestShutdownInTheMidst(t *testing.T) {
+	t.Parallel()
+	f := newFastEdge(t, Options{}, nil)
+	var ran, answers atomic.Int32
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		ran.Add(1)
+		if n := rand.IntN(10); n > 5 {
+			time.Sleep(time.Duration(n) * time.Millisecond)
+		}
+		io.WriteString(w, r.RequestURI+strings.Repeat("x", 1000))
+	})
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() { // ends when the server has
+			v := f.front.visit()
+			for j := 0; ; j++ {
+				target := fmt.Sprintf("/%d/%d", i, j)
+				if _, err := io.WriteString(v, "GET "+target+" HTTP/1.1\r\nHost: "+host+"\r\n\r\n"); err != nil {
+					return
+				}
+				if _, err := v.r.Peek(1); err != nil {
+					return
+				}
+				f.wantBody(target, v.answer(), 200, target+strings.Repeat("x", 1000))
+				answers.Add(1)
+			}
+		})
+	}
+	eventually(t, "it goes on", func() bool { return answers.Load() > 500 })
+	f.wantHanded("before the end", 0)
+	if err := f.web.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	f.wantQuiet()
+	if a, b := ran.Load(), answers.Load(); a != b {
+		t.Errorf("%d requests ran, and %d were answered", a, b)
+	}
+}
+
+func TestManyFastConnections(t *testing.T) {
+	t.Parallel()
+	const many = 2000
+	f := newFastEdge(t, Options{MaxStreams: 2 * many}, nil)
+	_, host := f.publish(echoing)
+	turn := make(chan struct{}, 100)
+	var all []*visitor
+	for range many {
+		c, err := net.Dial("tcp", f.front.addr)
+		if err != nil {
+			t.Skip("not so many connections here: ", err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(4 * patience))
+		all = append(all, &visitor{Conn: c, t: t, r: bufio.NewReaderSize(c, 512)})
+	}
+	var wg sync.WaitGroup
+	for i, v := range all {
+		wg.Go(func() { // ends with its requests
+			for j := range 3 {
+				turn <- struct{}{}
+				target := fmt.Sprintf("/%d/%d", i, j)
+				f.wantBody(target, v.gets(host, target, ""), 200, target)
+				<-turn
+			}
+		})
+	}
+	wg.Wait()
+	f.wantQuiet()
+}
