@@ -65,7 +65,7 @@ func runLogged(ctx context.Context, cfg config, log *slog.Logger, started func(l
 	var wg sync.WaitGroup
 	for l, s := range servers {
 		serve := s.Serve
-		if l == ls.http && ls.https == nil {
+		if s.Handler == edge {
 			serve = func(l net.Listener) error { return edge.Serve(s, l) }
 		}
 		wg.Go(func() { // ends when the server shuts down
@@ -112,7 +112,7 @@ func newEdge(cfg config, certs *certificates, log *slog.Logger) (*server.Server,
 		RateLimit: rate, RateBurst: cfg.RateBurst,
 		VisitorRateLimit: cfg.VisitorRateLimit, VisitorRateBurst: cfg.VisitorRateBurst,
 		MaxStreams: cfg.MaxStreams, AuthorizedKeys: cfg.AuthorizedKeys, TrustedProxies: cfg.TrustedProxy,
-		NoHostRoute: !cfg.RouteHost, RouteByPath: cfg.RoutePath, RouteByHeader: cfg.RouteHeader,
+		HSTS: cfg.HSTS, NoHostRoute: !cfg.RouteHost, RouteByPath: cfg.RoutePath, RouteByHeader: cfg.RouteHeader,
 		Open: cfg.dev, Logger: log,
 	})
 }
@@ -192,7 +192,7 @@ func (ls *listeners) serve(cfg config, edge *server.Server, certs *certificates,
 		ls.https = harptls.NewListener(ls.https, harptls.ListenerOptions{
 			Config: certs.config, Route: routeTLS(cfg, edge), Logger: log,
 		})
-		servers[ls.https] = publicServer(withHSTS(edge, cfg.HSTS), log)
+		servers[ls.https] = publicServer(edge, log)
 		log.Info("serving visitors and agents", "domain", cfg.Domain, "https", ls.https.Addr(), "redirect", ls.http.Addr())
 	}
 	if ls.admin != nil {
@@ -260,18 +260,6 @@ func routeTLS(cfg config, edge *server.Server) func(string) harptls.Route {
 		}
 		return harptls.Route{Serve: edge.ServesHostname(name) || slices.Contains(cfg.Audience, name)}
 	}
-}
-
-// withHSTS tells browsers to use HTTPS from now on (RFC 6797); a service's own rule stands.
-func withHSTS(h http.Handler, life time.Duration) http.Handler {
-	if life <= 0 {
-		return h
-	}
-	rule := fmt.Sprintf("max-age=%d", int(life/time.Second))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Strict-Transport-Security", rule)
-		h.ServeHTTP(w, r)
-	})
 }
 
 // drain lets open requests finish for a while and closes everything.

@@ -10,9 +10,10 @@ import (
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
-// appendFastAnswer appends a whole answer with a body of size bytes, as the ordinary way would write it (respond.go), and takes
-// it. It reports false, and the answer is still there, if that is not for here.
-func appendFastAnswer(b []byte, head messages.HTTPResponse, size int, v *fastVisit) ([]byte, bool) {
+// appendAnswerLocked appends a whole answer with a body of size bytes, as the ordinary way would write it (respond.go), and
+// takes it. It reports false, and the answer is still there, if that is not for here.
+func (c *fastConn) appendAnswerLocked(b []byte, head messages.HTTPResponse, size int) ([]byte, bool) {
+	v := &c.visit
 	text := http.StatusText(head.Status)
 	if text == "" {
 		return b, false
@@ -21,7 +22,7 @@ func appendFastAnswer(b []byte, head messages.HTTPResponse, size int, v *fastVis
 	b = strconv.AppendInt(b, int64(head.Status), 10)
 	b = append(append(b, ' '), text...)
 	b = append(b, "\r\n"...)
-	var length, dated, named bool
+	var length, dated, named, strict bool
 	for name, value := range head.Fields.All() {
 		name = textproto.CanonicalMIMEHeaderKey(name)
 		switch name {
@@ -34,6 +35,8 @@ func appendFastAnswer(b []byte, head messages.HTTPResponse, size int, v *fastVis
 			dated = true
 		case "X-Request-Id":
 			named = true
+		case strictTransport:
+			strict = true
 		case "Trailer":
 			return b, false
 		}
@@ -51,6 +54,9 @@ func appendFastAnswer(b []byte, head messages.HTTPResponse, size int, v *fastVis
 	}
 	if !named {
 		b = appendLine(b, "X-Request-Id", v.id)
+	}
+	if rule := c.listener.server.hsts; rule != "" && c.tls != nil && !strict {
+		b = appendLine(b, strictTransport, rule)
 	}
 	switch bodyless := head.Status == http.StatusNoContent || head.Status == http.StatusNotModified; {
 	case bodyless && (length || size > 0):

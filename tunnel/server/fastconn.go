@@ -1,9 +1,9 @@
 package server
 
 import (
-	"bytes"
+	"crypto/tls"
+	"errors"
 	"net"
-	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -21,6 +21,9 @@ const (
 	fastPatience = time.Second
 )
 
+// past is a deadline that ends what waits.
+var past = time.Unix(1, 0)
+
 // fastBuffers are for a request that is answered and the next one, which may come before run knows that.
 var fastBuffers = sync.Pool{New: func() any { return new([2 * maxFastHead]byte) }}
 
@@ -30,23 +33,23 @@ var fastBuffers = sync.Pool{New: func() any { return new([2 * maxFastHead]byte) 
 type fastConn struct {
 	net.Conn
 	listener *fastListener
-	try      *tunnel.TryWriter
-	addr     netip.Addr
-	remote   string // ip:port
+	tls      *tls.ConnectionState // nil without TLS
+	try      *tunnel.TryWriter    // nil with TLS
+	remote   string               // ip:port
+	trusted  bool                 // it is a proxy that may say who the visitor is
+	sent     chan struct{}        // holds a token when fastSends may have ended
 
 	// Until it is handed over these are run's, and then net/http's.
 	buf    *[2 * maxFastHead]byte // nil when Read has returned what was read before
 	held   int                    // bytes of buf in use
 	taken  int                    // bytes of these that Read has returned
-	host   string                 // which claims are about
-	claims []byte                 // header fields that say who the visitor is, in the form of messages.AppendField
+	claims fastClaims             // of the last request
 
 	mu     sync.Mutex // guards the fields below; taken after fastListener.mu, before the stream's
 	state  fastState
 	since  time.Time // when the state began
 	served bool      // a request has come
 	visit  fastVisit // of which the answer was not written
-	rest   []byte    // of an answer, to be written by run
 }
 
 type fastState int
@@ -54,7 +57,7 @@ type fastState int
 const (
 	fastIdle   fastState = iota // a request may come
 	fastAwaits                  // an answer may
-	fastWrites                  // run is to write the rest of an answer
+	fastSends                   // an answer is being written by a goroutine
 	fastLeaves                  // run is to hand the connection over
 	fastEnds                    // run is to close it
 )
@@ -68,38 +71,36 @@ type fastVisit struct {
 	hurried bool // it is handed over after fastGather
 }
 
-// newFastConn returns nil for a connection that net/http has to serve.
-func newFastConn(f *fastListener, c net.Conn) *fastConn {
-	if c == nil {
+// newFastConn returns nil for a connection that net/http has to serve: HTTP/2, and one whose handshake is to come.
+func newFastConn(f *fastListener, conn net.Conn) *fastConn {
+	if conn == nil {
 		return nil
 	}
-	remote := c.RemoteAddr().String()
-	addr, try := addrOf(remote), tunnel.NewTryWriter(c)
-	if try == nil || !addr.IsValid() || f.server.proxies.trusts(addr) {
+	c := &fastConn{
+		Conn: conn, listener: f, remote: conn.RemoteAddr().String(), sent: make(chan struct{}, 1), since: time.Now(),
+		try: tunnel.NewTryWriter(conn),
+	}
+	if t, ok := conn.(*tls.Conn); ok {
+		state := t.ConnectionState()
+		c.tls = &state
+		if p := state.NegotiatedProtocol; !state.HandshakeComplete || p != "" && p != "http/1.1" {
+			return nil
+		}
+	}
+	addr := addrOf(c.remote)
+	if c.tls == nil && c.try == nil || !addr.IsValid() {
 		return nil
 	}
-	return &fastConn{
-		Conn: c, listener: f, try: try, addr: addr, remote: remote,
-		buf: fastBuffers.Get().(*[2 * maxFastHead]byte), since: time.Now(),
-	}
+	c.trusted = f.server.proxies.trusts(addr)
+	c.buf = fastBuffers.Get().(*[2 * maxFastHead]byte)
+	return c
 }
 
 // run reads requests until the connection ends or is handed over.
 func (c *fastConn) run() {
 	for {
 		n, err := c.Conn.Read(c.buf[c.held:])
-		state := c.woken(n > 0)
-		if state == fastWrites {
-			if c.writeRest() != nil {
-				c.end()
-				return
-			}
-			if n == 0 {
-				continue
-			}
-			state, err = fastIdle, nil
-		}
-		switch {
+		switch state := c.woken(n > 0); {
 		case state == fastLeaves:
 			c.leave(n)
 			return
@@ -128,11 +129,16 @@ func (c *fastConn) leave(n int) {
 	c.handOver()
 }
 
-// woken returns the state after a Read. Whoever sends a request before the answer to the one before wants more than is done
+// woken returns the state after a Read, and after an answer that is being written. Whoever sends a request before the answer to the one before wants more than is done
 // here.
 func (c *fastConn) woken(more bool) fastState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for c.state == fastSends {
+		c.mu.Unlock()
+		<-c.sent
+		c.mu.Lock()
+	}
 	if more && (c.state == fastAwaits || c.state == fastEnds) {
 		c.state = fastLeaves
 	}
@@ -150,7 +156,7 @@ func (c *fastConn) serve() bool {
 	}
 	*scratch = q.fields
 	serving, _ := s.routes.lookup(q.label, q.head.Target)
-	if len(serving) == 0 || !s.visits.allow(visitorKey(c.addr)) || !s.hosts.allow(q.label) {
+	if len(serving) == 0 || !s.visits.allow(visitorKey(c.claims.addr)) || !s.hosts.allow(q.label) {
 		return false
 	}
 	to := inTurn(serving)[0]
@@ -207,31 +213,54 @@ func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
 		return
 	}
 	scratch := scratchPool.Get().(*[]byte)
-	defer scratchPool.Put(scratch)
-	b, ok := appendFastAnswer((*scratch)[:0], head, size, &c.visit)
-	if !ok {
+	b, ok := c.appendAnswerLocked((*scratch)[:0], head, size)
+	if *scratch = b; !ok {
+		scratchPool.Put(scratch)
 		c.rouseLocked(fastLeaves)
 		return
 	}
-	*scratch = b
 	now := time.Now()
 	s.metrics.request(head.Status, now.Sub(c.visit.began).Seconds())
 	s.metrics.bytes(0, int64(size))
 	s.metrics.stream(-1)
 	c.state, c.visit, c.since = fastIdle, fastVisit{}, now
-	n, err := c.try.TryWrite(b)
-	if err != nil {
+	n := 0
+	if c.try != nil {
+		var err error
+		if n, err = c.try.TryWrite(b); err != nil || n == len(b) {
+			scratchPool.Put(scratch)
+			if err != nil {
+				c.rouseLocked(fastEnds)
+			}
+			return
+		}
+	}
+	c.state = fastSends
+	c.listener.running.Go(func() { // ends when the visitor has taken it, at the latest when expire or stop say so
+		c.send(b[n:])
+		scratchPool.Put(scratch)
+	})
+}
+
+// send writes what is left of an answer.
+func (c *fastConn) send(rest []byte) {
+	_, err := c.Conn.Write(rest)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state, c.since = fastIdle, time.Now()
+	if err != nil || c.listener.closed() {
 		c.rouseLocked(fastEnds)
-	} else if n < len(b) {
-		c.rest = bytes.Clone(b[n:])
-		c.rouseLocked(fastWrites)
+	}
+	select {
+	case c.sent <- struct{}{}:
+	default:
 	}
 }
 
 // rouseLocked has run do what the state says.
 func (c *fastConn) rouseLocked(state fastState) {
 	c.state = state
-	_ = c.Conn.SetReadDeadline(time.Unix(1, 0)) // in the past
+	_ = c.Conn.SetReadDeadline(past)
 }
 
 // hurryLocked has the connection handed over unless the rest of the answer comes at once.
@@ -250,35 +279,6 @@ func (c *fastConn) hurryLocked() {
 	})
 }
 
-// writeRest writes what the connection did not take at once.
-func (c *fastConn) writeRest() error {
-	c.mu.Lock()
-	rest := c.rest
-	c.rest = nil
-	_ = c.Conn.SetReadDeadline(time.Time{})
-	_ = c.Conn.SetWriteDeadline(time.Now().Add(stall))
-	c.hastenLocked()
-	c.mu.Unlock()
-	if _, err := c.Conn.Write(rest); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state, c.since = fastIdle, time.Now()
-	_ = c.Conn.SetWriteDeadline(time.Time{})
-	if c.listener.closed() {
-		c.rouseLocked(fastEnds)
-	}
-	return nil
-}
-
-// hastenLocked bounds the rest of the time for a visitor to take an answer, if the listener has closed.
-func (c *fastConn) hastenLocked() {
-	if c.listener.closed() {
-		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastTimeout))
-	}
-}
-
 // expire ends a connection whose visitor has been idle for too long, and hands over one whose answer takes long.
 func (c *fastConn) expire(now time.Time) {
 	c.mu.Lock()
@@ -292,6 +292,8 @@ func (c *fastConn) expire(now time.Time) {
 		c.rouseLocked(fastEnds)
 	case c.state == fastAwaits && age > fastPatience:
 		c.rouseLocked(fastLeaves)
+	case c.state == fastSends && age > stall:
+		_ = c.Conn.SetWriteDeadline(past)
 	}
 }
 
@@ -304,8 +306,8 @@ func (c *fastConn) stop() {
 		c.rouseLocked(fastEnds)
 	case fastAwaits:
 		c.rouseLocked(fastLeaves)
-	case fastWrites:
-		c.hastenLocked()
+	case fastSends:
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastTimeout))
 	}
 }
 
@@ -315,6 +317,10 @@ func (c *fastConn) handOver() {
 	c.state = fastLeaves
 	_ = c.Conn.SetReadDeadline(time.Time{})
 	c.mu.Unlock()
+	if c.tls != nil {
+		c.listener.hand(fastTLSConn{c}, nil)
+		return
+	}
 	c.listener.hand(c, nil)
 }
 
@@ -361,7 +367,18 @@ func (c *fastConn) Read(p []byte) (int, error) {
 func (c *fastConn) NetConn() net.Conn { return c.Conn }
 
 // SyscallConn is the socket's, for who writes to it.
-func (c *fastConn) SyscallConn() (syscall.RawConn, error) { return c.Conn.(syscall.Conn).SyscallConn() }
+func (c *fastConn) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := c.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
 
 // CloseWrite ends what is sent to the visitor.
 func (c *fastConn) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
+
+// A fastTLSConn is a fastConn that was handed over, and tells net/http of its TLS.
+type fastTLSConn struct{ *fastConn }
+
+// ConnectionState is tls.Conn's.
+func (c fastTLSConn) ConnectionState() tls.ConnectionState { return *c.tls }

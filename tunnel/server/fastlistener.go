@@ -16,8 +16,9 @@ const (
 )
 
 // Serve is web.Serve(l), but common requests are answered without net/http, in half the CPU time: GET with a head of at most
-// 4 KiB, for a tunnel, by visitors who are no trusted proxy, where the answer is there soon and has at most 32 KiB. Any other
-// request goes to net/http, and so does all that comes on its connection after it.
+// 4 KiB, for a tunnel, by HTTP/1.1, where the answer is there soon and has at most 32 KiB. Any other request goes to net/http,
+// and so does all that comes on its connection after it. If l makes *tls.Conn, their handshake must be done, or net/http makes it
+// and serves them.
 //
 // web.Handler must be s, or pass tunnels' requests on to s as they are: it does not see those that are answered without it.
 // Serve sets web.ConnContext, around the one that is there. Of web's settings IdleTimeout and ReadHeaderTimeout hold here, too.
@@ -37,8 +38,11 @@ func (s *Server) Serve(web *http.Server, l net.Listener) error {
 		if inner != nil {
 			ctx = inner(ctx, c)
 		}
-		if fast, ok := c.(*fastConn); ok {
-			ctx = context.WithValue(ctx, fastConnKey{}, fast)
+		switch c := c.(type) {
+		case *fastConn:
+			ctx = context.WithValue(ctx, fastConnKey{}, c)
+		case fastTLSConn:
+			ctx = context.WithValue(ctx, fastConnKey{}, c.fastConn)
 		}
 		return ctx
 	}
@@ -86,7 +90,7 @@ type fastListener struct {
 	last        *http.Server   // takes what is handed over after Close: the one that stops drops requests that it has not begun
 	closing     chan struct{}  // closed by Close
 	gone        chan struct{}  // closed when all of running has ended
-	running     sync.WaitGroup // acceptAll, a goroutine for each of conns, and the connections of last
+	running     sync.WaitGroup // acceptAll, one or two goroutines for each of conns, and the connections of last
 
 	mu    sync.Mutex // guards conns and the closing of closing; taken before fastConn.mu
 	conns map[*fastConn]struct{}

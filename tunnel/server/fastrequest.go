@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"net/http"
+	"net/netip"
 	"net/textproto"
 	"strings"
 	"sync"
@@ -22,8 +23,18 @@ var scratchPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); retur
 type fastRequest struct {
 	head   messages.HTTPRequest // without fields
 	fields []byte               // in the form of messages.AppendField
+	said   http.Header          // what a trusted proxy says of the visitor; nil for nothing
 	label  string
 	id     string // X-Request-Id
+}
+
+// fastClaims are what is made sure of who the visitor is.
+type fastClaims struct {
+	host   string     // that was asked for
+	addr   netip.Addr // the visitor's
+	remote string     // the same as ip:port
+	scheme string
+	fields []byte // what setForwarded says, in the form of messages.AppendField
 }
 
 // parse reads the request that the connection holds, and appends its fields to b. ok says that it is one of the common form:
@@ -40,14 +51,14 @@ func (c *fastConn) parse(b []byte) (q fastRequest, ok bool) {
 	if !ok || !isPlainTarget(target) {
 		return q, false
 	}
-	q.head = messages.HTTPRequest{Method: http.MethodGet, Scheme: "http", Target: target, Visitor: c.remote}
+	q.head = messages.HTTPRequest{Method: http.MethodGet, Target: target}
 	q.fields = b
 	for n := 0; ; n++ {
 		if line, rest, ok = strings.Cut(rest, "\r\n"); line == "" || !ok {
 			break
 		}
 		name, value, isField := strings.Cut(line, ":")
-		if value = strings.Trim(value, " \t"); !isField || n == maxFastFields || !q.take(name, value) {
+		if value = strings.Trim(value, " \t"); !isField || n == maxFastFields || !q.take(name, value, c.trusted) {
 			return q, false
 		}
 	}
@@ -63,13 +74,15 @@ func (c *fastConn) parse(b []byte) (q fastRequest, ok bool) {
 	if q.id == "" {
 		q.id = newRequestID()
 	}
-	q.fields = append(q.fields, c.claimsFor(q.head.Authority)...)
+	c.claim(&q)
+	q.head.Scheme, q.head.Visitor = c.claims.scheme, c.claims.remote
+	q.fields = append(q.fields, c.claims.fields...)
 	q.fields = messages.AppendField(q.fields, "X-Request-Id", q.id)
 	return q, true
 }
 
-// take takes a field, and reports false if net/http has to see to it.
-func (q *fastRequest) take(name, value string) bool {
+// take takes a field of a visitor or a trusted proxy, and reports false if net/http has to see to it.
+func (q *fastRequest) take(name, value string, trusted bool) bool {
 	if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
 		return false
 	}
@@ -93,25 +106,37 @@ func (q *fastRequest) take(name, value string) bool {
 		"Keep-Alive", "Proxy-Connection", "Http2-Settings": // of this connection only
 		return false
 	}
-	if isClaim(name) {
-		return !hasNamePrefix(name, "harp-") // what says who the visitor is gets lost: nobody here is trusted
+	switch {
+	case !isClaim(name), trusted && isProxyClaim(name) && !isSetAnew(name):
+		q.fields = messages.AppendField(q.fields, name, value)
+	case hasNamePrefix(name, "harp-"):
+		return false
+	case trusted && isSetAnew(name):
+		if q.said == nil {
+			q.said = make(http.Header)
+		}
+		q.said[name] = append(q.said[name], value)
 	}
-	q.fields = messages.AppendField(q.fields, name, value)
 	return true
 }
 
-// claimsFor returns the fields that say who the visitor is and that host was asked for, in the form of messages.AppendField.
-func (c *fastConn) claimsFor(host string) []byte {
-	if c.host == host {
-		return c.claims
+// claim finds out who the visitor is that asks for q.
+func (c *fastConn) claim(q *fastRequest) {
+	host := q.head.Authority
+	if !c.trusted && c.claims.host == host {
+		return // the connection's address is all that counts
+	}
+	r := &http.Request{Header: q.said, Host: host, RemoteAddr: c.remote, TLS: c.tls}
+	addr, scheme, forHost, trusted := c.listener.server.proxies.visitor(r)
+	c.claims = fastClaims{host: host, addr: addr, remote: c.remote, scheme: scheme}
+	if trusted {
+		c.claims.remote = netip.AddrPortFrom(addr, 0).String()
 	}
 	h := make(http.Header)
-	setForwarded(h, nil, c.addr, "http", host, false)
-	c.host, c.claims = host, nil
+	setForwarded(h, r, addr, scheme, forHost, trusted)
 	for name, values := range h {
-		c.claims = messages.AppendField(c.claims, name, values[0])
+		c.claims.fields = messages.AppendField(c.claims.fields, name, values[0])
 	}
-	return c.claims
 }
 
 // isPlainTarget reports whether net/http takes target, which begins with a slash, and nobody can read it in two ways.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -21,7 +22,7 @@ var fuzzLabel = strings.Repeat("a", 52)
 func parsed(t testing.TB, s *Server, raw []byte) (fastRequest, bool) {
 	t.Helper()
 	c := &fastConn{
-		listener: &fastListener{server: s}, addr: addrOf("192.0.2.7:1234"), remote: "192.0.2.7:1234",
+		listener: &fastListener{server: s}, remote: "192.0.2.7:1234", trusted: s.proxies.trusts(addrOf("192.0.2.7:1234")),
 		buf: new([2 * maxFastHead]byte),
 	}
 	c.held = copy(c.buf[:], raw)
@@ -48,7 +49,9 @@ func FuzzFastRequest(f *testing.F) {
 		begin + "A: 1\rB: 2\r\n", begin + "A: \x00\r\n", begin + "A: \xff\r\n", begin + "A:\t1 \t\r\n", begin + "A\r\n",
 		begin + "Transfer-Encoding: chunked\r\n", begin + "Content-Length: 0\r\n", begin + "Content-Length: 5\r\n\r\nhello",
 		begin + "\r\n" + begin, begin + "\r\n\r\n", begin + "X_Forwarded_For: 6.6.6.6\r\nX-Forwarded-Prefix: /x\r\nX-Real-IP: 6.6.6.6\r\n",
-		begin + "Forwarded: for=6.6.6.6\r\nforwarded_: x\r\n", begin + "Harp-Tunnel: x\r\n", begin + "HARP_Auth: x\r\n", begin + "TE: trailers\r\n",
+		begin + "Forwarded: for=6.6.6.6\r\nforwarded_: x\r\n", begin + "x-forwarded-for: 6.6.6.6, [::1]:5\r\nX-FORWARDED-FOR: 7.7.7.7\r\n",
+		begin + "X-Forwarded-Proto: https\r\nX-Forwarded-Host: other.example\r\nX-Forwarded-Port: 7\r\n",
+		begin + "Forwarded: for=\"[2001:db8::1]:80\";proto=https;host=a.b, for=_x\r\n", begin + "Harp-Tunnel: x\r\n", begin + "HARP_Auth: x\r\n", begin + "TE: trailers\r\n",
 		begin + "Expect: 100-continue\r\n", begin + "Connection: Upgrade\r\nUpgrade: websocket\r\n", begin + "Connection: keep-alive\r\n",
 		begin + "Connection: keep-alive, X\r\nX: 1\r\n", begin + "Connection:\r\n", begin + "X-Request-Id: mine\r\n",
 		begin + "X-Request-Id: mine\r\nx-request-id: mine\r\n", begin + "X-Request-Id:\r\n", begin + "Pragma: no-cache\r\n",
@@ -65,29 +68,40 @@ func FuzzFastRequest(f *testing.F) {
 	} {
 		f.Add([]byte(seed + "\r\n"))
 	}
-	s, err := New(Options{Domain: testDomain, RateLimit: -1})
-	if err != nil {
-		f.Fatal(err)
+	var edges []*Server // of which one takes the visitor for a trusted proxy
+	for _, trusted := range [][]netip.Prefix{nil, {netip.MustParsePrefix("192.0.2.0/24")}} {
+		s, err := New(Options{Domain: testDomain, RateLimit: -1, TrustedProxies: trusted})
+		if err != nil {
+			f.Fatal(err)
+		}
+		edges = append(edges, s)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		q, ok := parsed(t, s, raw)
-		if !ok {
-			return
+		for _, s := range edges {
+			wantLikeNetHTTP(t, s, raw)
 		}
-		left := bufio.NewReader(bytes.NewReader(raw))
-		r, err := http.ReadRequest(left)
-		if err != nil {
-			t.Fatalf("net/http refuses it: %v", err)
-		}
-		if rest, _ := io.ReadAll(left); len(rest) > 0 || r.ContentLength != 0 || r.Body != http.NoBody || r.Close || r.ProtoMajor != 1 || r.ProtoMinor != 1 {
-			t.Fatalf("to net/http it is %+v, and %q is left", r, rest)
-		}
-		if !httpguts.ValidHostHeader(r.Host) {
-			t.Fatalf("net/http refuses the host %q", r.Host)
-		}
-		r.RemoteAddr = "192.0.2.7:1234"
-		wantSame(t, s, q, r)
 	})
+}
+
+// wantLikeNetHTTP checks that what parse takes is taken by net/http, and that the same becomes of it.
+func wantLikeNetHTTP(t *testing.T, s *Server, raw []byte) {
+	q, ok := parsed(t, s, raw)
+	if !ok {
+		return
+	}
+	left := bufio.NewReader(bytes.NewReader(raw))
+	r, err := http.ReadRequest(left)
+	if err != nil {
+		t.Fatalf("net/http refuses it: %v", err)
+	}
+	if rest, _ := io.ReadAll(left); len(rest) > 0 || r.ContentLength != 0 || r.Body != http.NoBody || r.Close || r.ProtoMajor != 1 || r.ProtoMinor != 1 {
+		t.Fatalf("to net/http it is %+v, and %q is left", r, rest)
+	}
+	if !httpguts.ValidHostHeader(r.Host) {
+		t.Fatalf("net/http refuses the host %q", r.Host)
+	}
+	r.RemoteAddr = "192.0.2.7:1234"
+	wantSame(t, s, q, r)
 }
 
 // wantSame checks that q is what becomes of r.

@@ -251,9 +251,8 @@ func setForwarded(h http.Header, r *http.Request, addr netip.Addr, scheme, host 
 		chain = forwardedChain(r, addr)
 	}
 	for name := range h {
-		switch name {
-		case "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Real-Ip":
-			continue // set below, and to delete first would cost as much again
+		if isSetAnew(name) {
+			continue // below, and to delete first would cost as much again
 		}
 		if isClaim(name) && !(trusted && isProxyClaim(name)) {
 			delete(h, name)
@@ -358,6 +357,15 @@ func isClaim(name string) bool {
 		return len(name) == len("forwarded") && hasNamePrefix(name, "forwarded")
 	case 'h':
 		return hasNamePrefix(name, "harp-")
+	}
+	return false
+}
+
+// isSetAnew reports whether setForwarded sets the field of that name, which is in canonical form.
+func isSetAnew(name string) bool {
+	switch name {
+	case "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Real-Ip":
+		return true
 	}
 	return false
 }

@@ -56,7 +56,7 @@ func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destina
 // takeOver waits for the answer to a request that was sent before net/http read it.
 func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, sent fastVisit) {
 	defer s.metrics.stream(-1)
-	w.Header()["X-Request-Id"] = []string{sent.id}
+	s.mark(w.Header(), r, sent.id)
 	to, _ := s.resolve(r)
 	addr, scheme, host, trusted := s.proxies.visitor(r)
 	v := s.visit(w, r, to, addr)
@@ -286,7 +286,7 @@ func (v *visit) Interim(status int, h http.Header) error {
 		return nil // HTTP/1.0 has none (RFC 9110, section 15.2)
 	}
 	header := v.w.Header()
-	id := header["X-Request-Id"]
+	id := header["X-Request-Id"][0]
 	for name, values := range h {
 		if !tunnel.IsHopByHop(name, nil) && !isClaim(name) {
 			header[name] = values
@@ -294,7 +294,7 @@ func (v *visit) Interim(status int, h http.Header) error {
 	}
 	v.w.WriteHeader(status)
 	clear(header)
-	header["X-Request-Id"] = id
+	v.server.mark(header, v.r, id)
 	return nil
 }
 

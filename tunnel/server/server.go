@@ -78,6 +78,9 @@ type Options struct {
 	// PassIdle is how long a connection whose TLS ends at the agent may be silent in both directions. Zero means 1 h, negative
 	// no limit.
 	PassIdle time.Duration
+	// HSTS is how long browsers must use HTTPS for a name from which they had an answer over TLS (RFC 6797). Zero means no
+	// rule. A service's own rule stands.
+	HSTS time.Duration
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
 	// NoHostRoute turns routing by hostname off. RouteByPath also serves https://<Domain>/t/<label>/…, RouteByHeader
@@ -94,6 +97,7 @@ type Server struct {
 	options Options // with its defaults; not changed
 	log     *slog.Logger
 	proxies trustedProxies
+	hsts    string // the rule; empty for none
 	keys    *authorizedKeys
 	metrics *metrics
 	hosts   *limiterSet[string]     // by label
@@ -128,7 +132,7 @@ func New(o Options) (*Server, error) {
 		o.Logger.Warn("ANYONE MAY REGISTER A TUNNEL HERE: there is no --authorized-keys to name those who may")
 	}
 	return &Server{
-		options: o, log: o.Logger, proxies: o.TrustedProxies, keys: keys, metrics: m,
+		options: o, log: o.Logger, proxies: o.TrustedProxies, hsts: hstsRule(o.HSTS), keys: keys, metrics: m,
 		hosts:   newLimiterSet[string](o.RateLimit, o.RateBurst, 0),
 		visits:  newLimiterSet[netip.Addr](o.VisitorRateLimit, o.VisitorRateBurst, 0),
 		proofs:  newLimiterSet[netip.Addr](proofRate, proofBurst, 0),
@@ -186,7 +190,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	id := requestID(r)
-	w.Header()["X-Request-Id"] = []string{id}
+	s.mark(w.Header(), r, id)
 	to, apex := s.resolve(r)
 	switch {
 	case apex && r.URL.Path == messages.ConnectPath:
@@ -197,6 +201,24 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, noTunnelError())
 	default:
 		s.serveVisitor(w, r, to, id)
+	}
+}
+
+// strictTransport is the name of the field that tells browsers to use HTTPS from now on.
+const strictTransport = "Strict-Transport-Security"
+
+func hstsRule(life time.Duration) string {
+	if life <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("max-age=%d", int(life/time.Second))
+}
+
+// mark sets the fields of an answer that are the edge's own, unless the service has them, too.
+func (s *Server) mark(h http.Header, r *http.Request, id string) {
+	h["X-Request-Id"] = []string{id}
+	if s.hsts != "" && r.TLS != nil {
+		h[strictTransport] = []string{s.hsts}
 	}
 }
 
