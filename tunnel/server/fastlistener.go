@@ -22,6 +22,7 @@ const (
 //
 // web.Handler must be s, or pass tunnels' requests on to s as they are: it does not see those that are answered without it.
 // Serve sets web.ConnContext, around the one that is there. Of web's settings IdleTimeout and ReadHeaderTimeout hold here, too.
+// With a RequestTimeout below 3 s all goes to net/http.
 // Shutdown and Close of web end Serve, but not the requests under way: Serve returns when these have been answered, at most
 // 15 s later. Server.Shutdown ends them sooner.
 func (s *Server) Serve(web *http.Server, l net.Listener) error {
