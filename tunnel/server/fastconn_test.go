@@ -3,11 +3,14 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
@@ -140,11 +143,87 @@ func TestRefusedRequestCountsOnce(t *testing.T) {
 }
 
 // What a trusted proxy says is for net/http to read.
-func TestTrustedProxyIsNotServedFast(t *testing.T) {
+// What a trusted proxy says of the visitor counts without net/http, too.
+func TestTrustedProxyIsServedFast(t *testing.T) {
 	f := newFastEdge(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, nil)
-	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("X-Real-IP")) })
-	f.wantBody("its word", f.front.visit().gets(host, "/", "X-Forwarded-For: 192.0.2.9\n"), 200, "192.0.2.9")
-	f.wantHanded("a trusted proxy", 1)
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.Header["X-Real-Ip"], r.Header["X-Forwarded-For"], r.Header["X-Forwarded-Proto"], r.Header["X-Forwarded-Port"], " ", r.RemoteAddr)
+	})
+	v := f.front.visit()
+	f.wantBody("its word", v.gets(host, "/", "X-Forwarded-For: 192.0.2.9\nX-Forwarded-Proto: https\nX-Forwarded-Port: 444\n"), 200,
+		"[192.0.2.9] [192.0.2.9, 127.0.0.1] [https] [444] 192.0.2.9:0")
+	f.wantBody("another visitor", v.gets(host, "/", "X-Forwarded-For: 192.0.2.10\n"), 200,
+		"[192.0.2.10] [192.0.2.10, 127.0.0.1] [http] [] 192.0.2.10:0")
+	f.wantHanded("a trusted proxy", 0)
+}
+
+// secureVisit opens a visitor's connection with TLS, on which protos are offered.
+func (f *fastEdge) secureVisit(protos ...string) *visitor {
+	f.t.Helper()
+	web := httptest.NewUnstartedServer(nil)
+	web.StartTLS() // has a certificate
+	web.Close()
+	config := web.TLS.Clone()
+	config.NextProtos = []string{"h2", "http/1.1"}
+	f.secure.Store(config)
+	v := f.front.visit()
+	roots := x509.NewCertPool()
+	roots.AddCert(web.Certificate())
+	c := tls.Client(v.Conn, &tls.Config{RootCAs: roots, ServerName: "example.com", NextProtos: protos})
+	if err := c.Handshake(); err != nil {
+		f.t.Fatal(err)
+	}
+	return &visitor{Conn: c, t: f.t, r: bufio.NewReader(c)}
+}
+
+// Over TLS the same is served without net/http, which still knows of the TLS of what it is given.
+func TestFastOverTLS(t *testing.T) {
+	f := newFastEdge(t, Options{HSTS: time.Hour}, nil)
+	body := strings.Repeat("0123456789abcdef", 2<<10)
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/late" {
+			time.Sleep(fastPatience + sweepEvery)
+		}
+		w.Header().Set("X-Proto", r.Header.Get("X-Forwarded-Proto"))
+		io.WriteString(w, body)
+	})
+	for _, protos := range [][]string{nil, {"http/1.1"}} {
+		f.handed.Store(0)
+		v := f.secureVisit(protos...)
+		gets := func(why, target string) {
+			t.Helper()
+			a := v.gets(host, target, "")
+			f.wantBody(why, a, 200, body)
+			if a.Header.Get("X-Proto") != "https" || a.Header.Get("Strict-Transport-Security") != "max-age=3600" {
+				t.Errorf("%s: %q", why, a.Header)
+			}
+		}
+		for range 3 {
+			gets("a simple GET", "/")
+		}
+		f.wantHanded("simple requests", 0)
+		gets("a late answer", "/late")
+		gets("what comes after it", "/")
+		f.wantHanded("a late answer", 1)
+		v = f.secureVisit(protos...)
+		for range 5 { // each waits for the one before
+			v.says("GET / HTTP/1.1\nHost: "+host+"\n\n", "")
+		}
+		for range 5 {
+			f.wantBody("pipelined", v.answer(), 200, body)
+		}
+		f.wantHanded("pipelined requests", 2)
+	}
+	f.handed.Store(0)
+	v := f.secureVisit("h2")
+	if _, err := io.WriteString(v, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
+		t.Fatal(err)
+	}
+	frame := make([]byte, 9)
+	if _, err := io.ReadFull(v.r, frame); err != nil || frame[3] != 4 {
+		t.Errorf("over h2 came %x (%v), want SETTINGS", frame, err)
+	}
+	f.wantHanded("HTTP/2", 1)
 }
 
 func TestFastVisitorLeaves(t *testing.T) {
@@ -254,7 +333,7 @@ func TestFastHostileAgent(t *testing.T) {
 func TestFastSlowReader(t *testing.T) {
 	t.Parallel()
 	f := newFastEdge(t, Options{}, nil)
-	by := &interceptor{past: make(chan struct{}, 1), dial: func(c *net.TCPConn) { _ = c.SetWriteBuffer(4 << 10) }}
+	by := &interceptor{rest: make(chan struct{}, 1), dial: func(c *net.TCPConn) { _ = c.SetWriteBuffer(4 << 10) }}
 	f.intercept.Store(by)
 	body := strings.Repeat("0123456789abcdef", 2<<10)
 	_, host := f.publish(saying(body))
@@ -264,7 +343,7 @@ func TestFastSlowReader(t *testing.T) {
 	for stuck := false; !stuck; asked++ {
 		v.says("GET / HTTP/1.1\nHost: "+host+"\n\n", "")
 		select {
-		case <-by.past:
+		case <-by.rest:
 			stuck = true
 		case <-time.After(100 * time.Millisecond):
 		}

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -22,12 +23,14 @@ type fastEdge struct {
 	handed    atomic.Int32 // connections that web was given
 	served    chan error   // gets what Serve returned
 	intercept atomic.Pointer[interceptor]
+	secure    atomic.Pointer[tls.Config] // of connections that are accepted from now on; nil for none
 }
 
 // An interceptor sees what happens to the connections that are accepted while it is in force.
 type interceptor struct {
 	read func(p []byte)     // after a Read that got p, before it returns
 	past chan struct{}      // gets a token when a Read is interrupted
+	rest chan struct{}      // gets a token when a Write begins that may wait
 	dial func(*net.TCPConn) // when it is accepted; may be nil
 }
 
@@ -75,6 +78,11 @@ type interceptedListener struct {
 func (l *interceptedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	by := l.f.intercept.Load()
+	if config := l.f.secure.Load(); config != nil && err == nil {
+		t := tls.Server(c, config)
+		_ = t.Handshake()
+		return t, nil
+	}
 	if err != nil || by == nil {
 		return c, err
 	}
@@ -95,6 +103,14 @@ func (c *interceptedConn) Read(p []byte) (int, error) {
 		c.by.read(p[:n])
 	}
 	return n, err
+}
+
+func (c *interceptedConn) Write(p []byte) (int, error) {
+	select {
+	case c.by.rest <- struct{}{}:
+	default:
+	}
+	return c.TCPConn.Write(p)
 }
 
 func (c *interceptedConn) SetReadDeadline(t time.Time) error {
@@ -296,7 +312,7 @@ func TestShutdownDoesNotWaitForWhoDoesNotRead(t *testing.T) {
 	f := newFastEdge(t, Options{}, nil)
 	body := string(make([]byte, 30_000))
 	_, host := f.publish(saying(body))
-	f.intercept.Store(&interceptor{past: make(chan struct{}, 1), dial: func(c *net.TCPConn) { _ = c.SetWriteBuffer(4 << 10) }})
+	f.intercept.Store(&interceptor{rest: make(chan struct{}, 1), dial: func(c *net.TCPConn) { _ = c.SetWriteBuffer(4 << 10) }})
 	d := net.Dialer{Timeout: patience}
 	c, err := d.Dial("tcp", f.front.addr)
 	if err != nil {
@@ -310,7 +326,7 @@ func TestShutdownDoesNotWaitForWhoDoesNotRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case <-by.past: // the rest of an answer is to be written
+		case <-by.rest: // of an answer is to be written
 			stuck = true
 		case <-time.After(50 * time.Millisecond):
 		}
