@@ -129,8 +129,8 @@ func (c *fastConn) leave(n int) {
 	c.handOver()
 }
 
-// woken returns the state after a Read, and after an answer that is being written. Whoever sends a request before the answer to the one before wants more than is done
-// here.
+// woken returns the state after a Read, and after an answer that is being written. Whoever sends a request before the answer to
+// the one before wants more than is done here.
 func (c *fastConn) woken(more bool) fastState {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -66,7 +66,8 @@ func (s *Server) Serve(web *http.Server, l net.Listener) error {
 		f.running.Wait()
 		close(f.gone)
 	}()
-	go f.sweep() // ends then, too
+	var sweeping sync.WaitGroup
+	sweeping.Go(f.sweep) // ends then, too
 	err := web.Serve(f)
 	_ = f.Close()
 	select {
@@ -75,6 +76,7 @@ func (s *Server) Serve(web *http.Server, l net.Listener) error {
 		_ = f.last.Close()
 		<-f.gone
 	}
+	sweeping.Wait()
 	return err
 }
 
