@@ -20,6 +20,7 @@ import (
 
 	"github.com/harp-tunnel/harp/identity"
 	"github.com/harp-tunnel/harp/messages"
+	"github.com/harp-tunnel/harp/tunnel"
 )
 
 // Whatever is not simple goes to net/http, once, with the right answer, and the upstream gets it once.
@@ -503,4 +504,14 @@ func TestManyFastConnections(t *testing.T) {
 	}
 	wg.Wait()
 	f.wantQuiet()
+}
+
+// The link's reader may be about to tell of an answer while the visitor leaves.
+func TestFastReadyWhenTheVisitorHasLeft(t *testing.T) {
+	var c fastConn
+	if !c.begin(fastVisit{pending: new(tunnel.Pending)}) {
+		t.Fatal("a new connection is not idle")
+	}
+	c.takeVisit() // as Close does
+	c.Ready()
 }
