@@ -59,7 +59,8 @@ const (
 	fastAwaits                  // an answer may
 	fastSends                   // an answer is being written by a goroutine
 	fastLeaves                  // run is to hand the connection over
-	fastEnds                    // run is to close it
+	fastEnds                    // run is to close it, unless a request has come
+	fastBroken                  // an answer was cut off: run is to close it
 )
 
 // A fastVisit is a request that was sent.
@@ -104,7 +105,7 @@ func (c *fastConn) run() {
 		case state == fastLeaves:
 			c.leave(n)
 			return
-		case state == fastEnds || err != nil:
+		case state == fastEnds || state == fastBroken || err != nil:
 			c.end()
 			return
 		}
@@ -230,7 +231,7 @@ func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
 		if n, err = c.try.TryWrite(b); err != nil || n == len(b) {
 			scratchPool.Put(scratch)
 			if err != nil {
-				c.rouseLocked(fastEnds)
+				c.rouseLocked(fastBroken)
 			}
 			return
 		}
@@ -248,7 +249,10 @@ func (c *fastConn) send(rest []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.state, c.since = fastIdle, time.Now()
-	if err != nil || c.listener.closed() {
+	switch {
+	case err != nil:
+		c.rouseLocked(fastBroken)
+	case c.listener.closed():
 		c.rouseLocked(fastEnds)
 	}
 	select {

@@ -515,3 +515,14 @@ func TestFastReadyWhenTheVisitorHasLeft(t *testing.T) {
 	c.takeVisit() // as Close does
 	c.Ready()
 }
+
+// Nothing may follow an answer of which a part is missing, not even the answer to a request that has come already.
+func TestFastBrokenAnswerIsTheLast(t *testing.T) {
+	here, there := net.Pipe()
+	there.Close()
+	c := fastConn{Conn: here, state: fastSends, sent: make(chan struct{}, 1)}
+	c.send([]byte("the rest"))
+	if state := c.woken(true); state == fastLeaves {
+		t.Error("the connection is handed over")
+	}
+}
