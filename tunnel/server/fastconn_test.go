@@ -526,3 +526,17 @@ func TestFastBrokenAnswerIsTheLast(t *testing.T) {
 		t.Error("the connection is handed over")
 	}
 }
+
+// What comes when nobody serves any more is closed.
+func TestHandedToNobody(t *testing.T) {
+	here, there := net.Pipe()
+	defer there.Close()
+	f := &fastListener{last: new(http.Server), closing: make(chan struct{})}
+	close(f.closing)
+	f.last.Close()
+	f.hand(here, nil)
+	_ = there.SetReadDeadline(time.Now().Add(patience))
+	if _, err := there.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the other end reads %v, want EOF", err)
+	}
+}

@@ -158,7 +158,7 @@ func (f *fastListener) acceptAll() {
 	}
 }
 
-// hand has Accept return c and err. After Close it gives c to last.
+// hand has Accept return c and err. After Close it gives c to last, and closes it if that has ended, too.
 func (f *fastListener) hand(c net.Conn, err error) {
 	if !f.closed() {
 		select {
@@ -167,8 +167,13 @@ func (f *fastListener) hand(c net.Conn, err error) {
 		case <-f.closing:
 		}
 	}
-	if err == nil {
-		_ = f.last.Serve(&onlyConn{Listener: f.Listener, conn: c}) // returns when it has c
+	if err != nil {
+		return
+	}
+	only := &onlyConn{Listener: f.Listener, conn: c}
+	_ = f.last.Serve(only) // returns when it has c
+	if only.conn != nil {
+		_ = only.conn.Close()
 	}
 }
 
