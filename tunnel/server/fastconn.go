@@ -379,7 +379,12 @@ func (c *fastConn) SyscallConn() (syscall.RawConn, error) {
 }
 
 // CloseWrite ends what is sent to the visitor.
-func (c *fastConn) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
+func (c *fastConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
 
 // A fastTLSConn is a fastConn that was handed over, and tells net/http of its TLS.
 type fastTLSConn struct{ *fastConn }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -538,5 +539,13 @@ func TestHandedToNobody(t *testing.T) {
 	_ = there.SetReadDeadline(time.Now().Add(patience))
 	if _, err := there.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the other end reads %v, want EOF", err)
+	}
+}
+
+// Not every layer over a socket can end one direction of it.
+func TestFastCloseWriteOfWhatCannot(t *testing.T) {
+	here, _ := net.Pipe()
+	if err := (&fastConn{Conn: here}).CloseWrite(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("got %v, want %v", err, errors.ErrUnsupported)
 	}
 }
