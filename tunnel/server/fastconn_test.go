@@ -144,7 +144,6 @@ func TestRefusedRequestCountsOnce(t *testing.T) {
 	f.wantError("beyond it", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), rateLimitedError())
 }
 
-// What a trusted proxy says is for net/http to read.
 // What a trusted proxy says of the visitor counts without net/http, too.
 func TestTrustedProxyIsServedFast(t *testing.T) {
 	f := newFastEdge(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, nil)

@@ -78,8 +78,8 @@ type Options struct {
 	// PassIdle is how long a connection whose TLS ends at the agent may be silent in both directions. Zero means 1 h, negative
 	// no limit.
 	PassIdle time.Duration
-	// HSTS is how long browsers must use HTTPS for a name from which they had an answer over TLS (RFC 6797). Zero means no
-	// rule. A service's own rule stands.
+	// HSTS is how long browsers must use HTTPS for a name from which they had an answer over TLS (RFC 6797), in whole seconds.
+	// Zero and less mean no rule. A service's own rule stands.
 	HSTS time.Duration
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
