@@ -2,13 +2,10 @@ package server
 
 import (
 	"crypto/tls"
-	"errors"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
-	"github.com/harp-tunnel/harp/messages"
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
@@ -206,61 +203,6 @@ func (c *fastConn) Ready() {
 	}
 }
 
-// answerLocked writes a whole answer, or leaves it to net/http.
-func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
-	s := c.listener.server
-	if limit := s.options.MaxBody; limit > 0 && int64(size) > limit {
-		c.rouseLocked(fastLeaves)
-		return
-	}
-	scratch := scratchPool.Get().(*[]byte)
-	b, ok := c.appendAnswerLocked((*scratch)[:0], head, size)
-	if *scratch = b; !ok {
-		scratchPool.Put(scratch)
-		c.rouseLocked(fastLeaves)
-		return
-	}
-	now := time.Now()
-	s.metrics.request(head.Status, now.Sub(c.visit.began).Seconds())
-	s.metrics.bytes(0, int64(size))
-	s.metrics.stream(-1)
-	c.state, c.visit, c.since = fastIdle, fastVisit{}, now
-	n := 0
-	if c.try != nil {
-		var err error
-		if n, err = c.try.TryWrite(b); err != nil || n == len(b) {
-			scratchPool.Put(scratch)
-			if err != nil {
-				c.rouseLocked(fastBroken)
-			}
-			return
-		}
-	}
-	c.state = fastSends
-	c.listener.running.Go(func() { // ends when the visitor has taken it, at the latest when expire or stop say so
-		c.send(b[n:])
-		scratchPool.Put(scratch)
-	})
-}
-
-// send writes what is left of an answer.
-func (c *fastConn) send(rest []byte) {
-	_, err := c.Conn.Write(rest)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state, c.since = fastIdle, time.Now()
-	switch {
-	case err != nil:
-		c.rouseLocked(fastBroken)
-	case c.listener.closed():
-		c.rouseLocked(fastEnds)
-	}
-	select {
-	case c.sent <- struct{}{}:
-	default:
-	}
-}
-
 // rouseLocked has run do what the state says.
 func (c *fastConn) rouseLocked(state fastState) {
 	c.state = state
@@ -314,80 +256,3 @@ func (c *fastConn) stop() {
 		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastTimeout))
 	}
 }
-
-// handOver gives the connection to net/http.
-func (c *fastConn) handOver() {
-	c.mu.Lock()
-	c.state = fastLeaves
-	_ = c.Conn.SetReadDeadline(time.Time{})
-	c.mu.Unlock()
-	if c.tls != nil {
-		c.listener.hand(fastTLSConn{c}, nil)
-		return
-	}
-	c.listener.hand(c, nil)
-}
-
-// takeVisit returns the request that was sent before the connection was handed over, once; its pending is nil if there is none.
-func (c *fastConn) takeVisit() fastVisit {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	v := c.visit
-	c.visit = fastVisit{}
-	return v
-}
-
-// end closes a connection that was not handed over.
-func (c *fastConn) end() {
-	_ = c.Close()
-	fastBuffers.Put(c.buf)
-}
-
-// Close gives up a request that nobody has taken over.
-func (c *fastConn) Close() error {
-	if v := c.takeVisit(); v.pending != nil {
-		v.pending.Cancel()
-		s := c.listener.server
-		s.metrics.request(499, time.Since(v.began).Seconds())
-		s.metrics.stream(-1)
-	}
-	return c.Conn.Close()
-}
-
-// Read returns what run has read and not answered, and then what comes. It is for net/http.
-func (c *fastConn) Read(p []byte) (int, error) {
-	if c.buf == nil {
-		return c.Conn.Read(p)
-	}
-	n := copy(p, c.buf[c.taken:c.held])
-	if c.taken += n; c.taken == c.held {
-		fastBuffers.Put(c.buf)
-		c.buf = nil
-	}
-	return n, nil
-}
-
-// NetConn returns the connection below, which whoever reads has to leave alone.
-func (c *fastConn) NetConn() net.Conn { return c.Conn }
-
-// SyscallConn is the socket's, for who writes to it.
-func (c *fastConn) SyscallConn() (syscall.RawConn, error) {
-	if s, ok := c.Conn.(syscall.Conn); ok {
-		return s.SyscallConn()
-	}
-	return nil, errors.ErrUnsupported
-}
-
-// CloseWrite ends what is sent to the visitor.
-func (c *fastConn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// A fastTLSConn is a fastConn that was handed over, and tells net/http of its TLS.
-type fastTLSConn struct{ *fastConn }
-
-// ConnectionState is tls.Conn's.
-func (c fastTLSConn) ConnectionState() tls.ConnectionState { return *c.tls }
