@@ -60,10 +60,11 @@ const (
 	fastBroken                  // an answer was cut off: run is to close it
 )
 
-// A fastVisit is a request that was sent.
+// A fastVisit is a request that was sent, or one that is handed over unsent: then only paid counts.
 type fastVisit struct {
 	pending *tunnel.Pending // nil for none
-	id      string          // X-Request-Id
+	paid    paid
+	id      string // X-Request-Id
 	to      *registration
 	began   time.Time
 	hurried bool // it is handed over after fastGather
@@ -154,25 +155,44 @@ func (c *fastConn) serve() bool {
 	}
 	*scratch = q.fields
 	serving, _ := s.routes.lookup(q.label, q.head.Target)
-	if len(serving) == 0 || !s.visits.allow(visitorKey(c.claims.addr)) || !s.hosts.allow(q.label) {
+	if len(serving) == 0 || !c.pay(q.label) {
 		return false
 	}
 	to := inTurn(serving)[0]
 	q.head.Registration = to.id
-	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now()}
+	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now(), paid: paidAll}
 	if !c.begin(v) {
+		c.notSent(paidAll)
 		return false
 	}
 	s.metrics.stream(1)
 	if err := to.link.session.Send(v.pending, &q.head, q.fields, c); err != nil {
 		s.metrics.stream(-1)
-		c.mu.Lock()
-		c.visit = fastVisit{}
-		c.mu.Unlock()
+		c.notSent(paidAll)
 		return false
 	}
 	to.link.requests.Add(1)
 	return true
+}
+
+// pay counts a request for a tunnel against the visitor's rate and the tunnel's, and reports false if one is used up.
+func (c *fastConn) pay(label string) bool {
+	s := c.listener.server
+	if !s.visits.allow(visitorKey(c.claims.addr)) {
+		return false
+	}
+	if !s.hosts.allow(label) {
+		c.notSent(paidVisitor)
+		return false
+	}
+	return true
+}
+
+// notSent notes what a request that is handed over unsent has been counted against.
+func (c *fastConn) notSent(so paid) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.visit = fastVisit{paid: so}
 }
 
 // begin notes that v is about to be sent. It reports false if the connection is to end, or to be handed over, by now.

@@ -142,6 +142,23 @@ func TestRefusedRequestCountsOnce(t *testing.T) {
 	f.wantError("beyond it", f.front.visit().gets(fuzzLabel+"."+testDomain, "/", ""), rateLimitedError())
 }
 
+// What the visitor's own limit has counted here, net/http does not count once more.
+func TestRefusedVisitorPaysOnce(t *testing.T) {
+	f := newFastEdge(t, Options{RateLimit: 0.001, RateBurst: 1, VisitorRateLimit: 0.001, VisitorRateBurst: 4}, nil)
+	_, host := f.publish(echoing)
+	f.wantBody("within the burst", f.front.visit().gets(host, "/", ""), 200, "/")
+	for range 3 {
+		f.wantError("beyond the tunnel's", f.front.visit().gets(host, "/", ""), rateLimitedError())
+	}
+	if n := f.metric("harp_limits_total{limit=visitor-rate}"); n != 0 {
+		t.Errorf("four requests are beyond a burst of four, %v times", n)
+	}
+	f.wantError("beyond the visitor's", f.front.visit().gets(host, "/", ""), rateLimitedError())
+	if n := f.metric("harp_limits_total{limit=visitor-rate}"); n != 1 {
+		t.Errorf("the fifth request was counted %v times", n)
+	}
+}
+
 // What a trusted proxy says of the visitor counts without net/http, too.
 func TestTrustedProxyIsServedFast(t *testing.T) {
 	f := newFastEdge(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, nil)
