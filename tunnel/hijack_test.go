@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -274,6 +275,24 @@ func TestContextEndsUpgrade(t *testing.T) {
 		p.wantsCancel("the visitor is gone", id, messages.CancelAborted)
 		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
 			t.Errorf("read: %v, want an error", err)
+		}
+	})
+}
+
+// TestHandlerWriteDeadlinePassed has the time for a short response pass before its end: it must not look complete.
+func TestHandlerWriteDeadlinePassed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, "late")
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(-time.Second))
+		}))
+		res, err := p.edge.RoundTrip(1, httptest.NewRequest("GET", "/", nil))
+		if err != nil {
+			return
+		}
+		defer res.Body.Close()
+		if b, err := io.ReadAll(res.Body); err == nil {
+			t.Errorf("got %q, want an error", b)
 		}
 	})
 }

@@ -30,7 +30,7 @@ const (
 
 // Send sends a request without a body to the registration that head names: as it is, with fields, in the form of
 // messages.AppendField, after those of head. It is for the caller to leave hop-by-hop fields out. a is called until Take,
-// Await or Cancel, also while Send runs.
+// Await or Cancel, also while Send runs; a call that has begun by then may come late.
 //
 // p, which must be new, is what the answer is asked of. Send does not wait for a link that is busy; an error means that
 // nothing was sent.

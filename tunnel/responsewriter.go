@@ -348,7 +348,7 @@ func (w *responseWriter) end(trailers http.Header) error {
 		return nil
 	}
 	if !w.headSent {
-		if w.broken == nil && len(w.pending) <= soonPiece && w.st.tryReserve(len(w.pending)) {
+		if len(w.pending) <= soonPiece && !isClosed(w.expired.wait()) && w.st.tryReserve(len(w.pending)) {
 			return w.sendWhole()
 		}
 		if err := w.flushHead(0, true); err != nil {

@@ -11,7 +11,7 @@ const (
 	DefaultStreamWindow = 256 << 10
 	// maxStreamWindow is how far the window of a stream grows, in bytes.
 	maxStreamWindow = 16 << 20
-	// minStreamWindow is how far it shrinks.
+	// minStreamWindow is how far it shrinks, in bytes, to leave room for other requests.
 	minStreamWindow = 64 << 10
 	// windowBudget is how many bytes the windows of a link may grow by, all together.
 	windowBudget = 32 << 20
@@ -33,7 +33,7 @@ const (
 // A recvWindow says how much the peer may send on a stream. It doubles while it is what limits a quick reader, so that a
 // long round trip does not limit a transfer, and shrinks when the reader is slow, so that it cannot fill the memory.
 type recvWindow struct {
-	size     int64 // bytes; DefaultStreamWindow to maxStreamWindow
+	size     int64 // bytes; minStreamWindow to maxStreamWindow, and DefaultStreamWindow at least unless crowded
 	left     int64 // bytes that the peer may still send
 	consumed int64 // bytes that were read and not yet given back as credit
 	least    int64 // bytes that were left waiting to be read when they were fewest, since credit was last given

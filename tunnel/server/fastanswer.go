@@ -10,6 +10,61 @@ import (
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
+// answerLocked writes a whole answer, or leaves it to net/http.
+func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
+	s := c.listener.server
+	if limit := s.options.MaxBody; limit > 0 && int64(size) > limit {
+		c.rouseLocked(fastLeaves)
+		return
+	}
+	scratch := scratchPool.Get().(*[]byte)
+	b, ok := c.appendAnswerLocked((*scratch)[:0], head, size)
+	if *scratch = b; !ok {
+		scratchPool.Put(scratch)
+		c.rouseLocked(fastLeaves)
+		return
+	}
+	now := time.Now()
+	s.metrics.request(head.Status, now.Sub(c.visit.began).Seconds())
+	s.metrics.bytes(0, int64(size))
+	s.metrics.stream(-1)
+	c.state, c.visit, c.since = fastIdle, fastVisit{}, now
+	n := 0
+	if c.try != nil {
+		var err error
+		if n, err = c.try.TryWrite(b); err != nil || n == len(b) {
+			scratchPool.Put(scratch)
+			if err != nil {
+				c.rouseLocked(fastBroken)
+			}
+			return
+		}
+	}
+	c.state = fastSends
+	c.listener.running.Go(func() { // ends when the visitor has taken it, at the latest when expire or stop say so
+		c.send(b[n:])
+		scratchPool.Put(scratch)
+	})
+}
+
+// send writes what is left of an answer.
+func (c *fastConn) send(rest []byte) {
+	_, err := c.Conn.Write(rest)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state, c.since = fastIdle, time.Now()
+	switch {
+	case err != nil:
+		c.rouseLocked(fastBroken)
+	case c.listener.closed():
+		c.rouseLocked(fastEnds)
+	}
+	select {
+	case c.sent <- struct{}{}:
+	default:
+	}
+}
+
 // appendAnswerLocked appends a whole answer with a body of size bytes, as the ordinary way would write it (respond.go), and
 // takes it. It reports false, and the answer is still there, if that is not for here.
 func (c *fastConn) appendAnswerLocked(b []byte, head messages.HTTPResponse, size int) ([]byte, bool) {

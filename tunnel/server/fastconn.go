@@ -2,13 +2,10 @@ package server
 
 import (
 	"crypto/tls"
-	"errors"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
-	"github.com/harp-tunnel/harp/messages"
 	"github.com/harp-tunnel/harp/tunnel"
 )
 
@@ -59,13 +56,15 @@ const (
 	fastAwaits                  // an answer may
 	fastSends                   // an answer is being written by a goroutine
 	fastLeaves                  // run is to hand the connection over
-	fastEnds                    // run is to close it
+	fastEnds                    // run is to close it, unless a request has come
+	fastBroken                  // an answer was cut off: run is to close it
 )
 
-// A fastVisit is a request that was sent.
+// A fastVisit is a request that was sent, or one that is handed over unsent: then only paid counts.
 type fastVisit struct {
 	pending *tunnel.Pending // nil for none
-	id      string          // X-Request-Id
+	paid    paid
+	id      string // X-Request-Id
 	to      *registration
 	began   time.Time
 	hurried bool // it is handed over after fastGather
@@ -104,7 +103,7 @@ func (c *fastConn) run() {
 		case state == fastLeaves:
 			c.leave(n)
 			return
-		case state == fastEnds || err != nil:
+		case state == fastEnds || state == fastBroken || err != nil:
 			c.end()
 			return
 		}
@@ -156,25 +155,44 @@ func (c *fastConn) serve() bool {
 	}
 	*scratch = q.fields
 	serving, _ := s.routes.lookup(q.label, q.head.Target)
-	if len(serving) == 0 || !s.visits.allow(visitorKey(c.claims.addr)) || !s.hosts.allow(q.label) {
+	if len(serving) == 0 || !c.pay(q.label) {
 		return false
 	}
 	to := inTurn(serving)[0]
 	q.head.Registration = to.id
-	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now()}
+	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now(), paid: paidAll}
 	if !c.begin(v) {
+		c.notSent(paidAll)
 		return false
 	}
 	s.metrics.stream(1)
 	if err := to.link.session.Send(v.pending, &q.head, q.fields, c); err != nil {
 		s.metrics.stream(-1)
-		c.mu.Lock()
-		c.visit = fastVisit{}
-		c.mu.Unlock()
+		c.notSent(paidAll)
 		return false
 	}
 	to.link.requests.Add(1)
 	return true
+}
+
+// pay counts a request for a tunnel against the visitor's rate and the tunnel's, and reports false if one is used up.
+func (c *fastConn) pay(label string) bool {
+	s := c.listener.server
+	if !s.visits.allow(visitorKey(c.claims.addr)) {
+		return false
+	}
+	if !s.hosts.allow(label) {
+		c.notSent(paidVisitor)
+		return false
+	}
+	return true
+}
+
+// notSent notes what a request that is handed over unsent has been counted against.
+func (c *fastConn) notSent(so paid) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.visit = fastVisit{paid: so}
 }
 
 // begin notes that v is about to be sent. It reports false if the connection is to end, or to be handed over, by now.
@@ -192,7 +210,7 @@ func (c *fastConn) begin(v fastVisit) bool {
 func (c *fastConn) Ready() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != fastAwaits {
+	if c.state != fastAwaits || c.visit.pending == nil { // nil if the visitor has left, or nothing was sent
 		return
 	}
 	switch progress, head, size := c.visit.pending.Look(); progress {
@@ -202,58 +220,6 @@ func (c *fastConn) Ready() {
 		c.rouseLocked(fastLeaves)
 	case tunnel.WholeAnswer:
 		c.answerLocked(head, size)
-	}
-}
-
-// answerLocked writes a whole answer, or leaves it to net/http.
-func (c *fastConn) answerLocked(head messages.HTTPResponse, size int) {
-	s := c.listener.server
-	if limit := s.options.MaxBody; limit > 0 && int64(size) > limit {
-		c.rouseLocked(fastLeaves)
-		return
-	}
-	scratch := scratchPool.Get().(*[]byte)
-	b, ok := c.appendAnswerLocked((*scratch)[:0], head, size)
-	if *scratch = b; !ok {
-		scratchPool.Put(scratch)
-		c.rouseLocked(fastLeaves)
-		return
-	}
-	now := time.Now()
-	s.metrics.request(head.Status, now.Sub(c.visit.began).Seconds())
-	s.metrics.bytes(0, int64(size))
-	s.metrics.stream(-1)
-	c.state, c.visit, c.since = fastIdle, fastVisit{}, now
-	n := 0
-	if c.try != nil {
-		var err error
-		if n, err = c.try.TryWrite(b); err != nil || n == len(b) {
-			scratchPool.Put(scratch)
-			if err != nil {
-				c.rouseLocked(fastEnds)
-			}
-			return
-		}
-	}
-	c.state = fastSends
-	c.listener.running.Go(func() { // ends when the visitor has taken it, at the latest when expire or stop say so
-		c.send(b[n:])
-		scratchPool.Put(scratch)
-	})
-}
-
-// send writes what is left of an answer.
-func (c *fastConn) send(rest []byte) {
-	_, err := c.Conn.Write(rest)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state, c.since = fastIdle, time.Now()
-	if err != nil || c.listener.closed() {
-		c.rouseLocked(fastEnds)
-	}
-	select {
-	case c.sent <- struct{}{}:
-	default:
 	}
 }
 
@@ -310,75 +276,3 @@ func (c *fastConn) stop() {
 		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastTimeout))
 	}
 }
-
-// handOver gives the connection to net/http.
-func (c *fastConn) handOver() {
-	c.mu.Lock()
-	c.state = fastLeaves
-	_ = c.Conn.SetReadDeadline(time.Time{})
-	c.mu.Unlock()
-	if c.tls != nil {
-		c.listener.hand(fastTLSConn{c}, nil)
-		return
-	}
-	c.listener.hand(c, nil)
-}
-
-// takeVisit returns the request that was sent before the connection was handed over, once; its pending is nil if there is none.
-func (c *fastConn) takeVisit() fastVisit {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	v := c.visit
-	c.visit = fastVisit{}
-	return v
-}
-
-// end closes a connection that was not handed over.
-func (c *fastConn) end() {
-	_ = c.Close()
-	fastBuffers.Put(c.buf)
-}
-
-// Close gives up a request that nobody has taken over.
-func (c *fastConn) Close() error {
-	if v := c.takeVisit(); v.pending != nil {
-		v.pending.Cancel()
-		s := c.listener.server
-		s.metrics.request(499, time.Since(v.began).Seconds())
-		s.metrics.stream(-1)
-	}
-	return c.Conn.Close()
-}
-
-// Read returns what run has read and not answered, and then what comes. It is for net/http.
-func (c *fastConn) Read(p []byte) (int, error) {
-	if c.buf == nil {
-		return c.Conn.Read(p)
-	}
-	n := copy(p, c.buf[c.taken:c.held])
-	if c.taken += n; c.taken == c.held {
-		fastBuffers.Put(c.buf)
-		c.buf = nil
-	}
-	return n, nil
-}
-
-// NetConn returns the connection below, which whoever reads has to leave alone.
-func (c *fastConn) NetConn() net.Conn { return c.Conn }
-
-// SyscallConn is the socket's, for who writes to it.
-func (c *fastConn) SyscallConn() (syscall.RawConn, error) {
-	if s, ok := c.Conn.(syscall.Conn); ok {
-		return s.SyscallConn()
-	}
-	return nil, errors.ErrUnsupported
-}
-
-// CloseWrite ends what is sent to the visitor.
-func (c *fastConn) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
-
-// A fastTLSConn is a fastConn that was handed over, and tells net/http of its TLS.
-type fastTLSConn struct{ *fastConn }
-
-// ConnectionState is tls.Conn's.
-func (c fastTLSConn) ConnectionState() tls.ConnectionState { return *c.tls }

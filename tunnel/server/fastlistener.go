@@ -20,8 +20,10 @@ const (
 // and so does all that comes on its connection after it. If l makes *tls.Conn, their handshake must be done, or net/http makes it
 // and serves them.
 //
-// web.Handler must be s, or pass tunnels' requests on to s as they are: it does not see those that are answered without it.
-// Serve sets web.ConnContext, around the one that is there. Of web's settings IdleTimeout and ReadHeaderTimeout hold here, too.
+// web.Handler must be s, or pass each request for a tunnel on to s as it is: it does not see those that are answered without it,
+// and of others it is called when they are under way. Serve sets web.ConnContext, around the one that is there, so each listener
+// needs a web of its own. Of web's settings IdleTimeout and ReadHeaderTimeout hold here, too, but zero means no limit; ReadTimeout
+// and WriteTimeout do not. Answers are written to the socket of a connection that has SyscallConn, past its Write.
 // With a RequestTimeout below 3 s all goes to net/http.
 // Shutdown and Close of web end Serve, but not the requests under way: Serve returns when these have been answered, at most
 // 15 s later. Server.Shutdown ends them sooner.
@@ -99,6 +101,7 @@ type fastListener struct {
 	conns map[*fastConn]struct{}
 }
 
+// accepted is what a listener's Accept returned.
 type accepted struct {
 	conn net.Conn
 	err  error
@@ -158,7 +161,7 @@ func (f *fastListener) acceptAll() {
 	}
 }
 
-// hand has Accept return c and err. After Close it gives c to last.
+// hand has Accept return c and err. After Close it gives c to last, and closes it if that has ended, too.
 func (f *fastListener) hand(c net.Conn, err error) {
 	if !f.closed() {
 		select {
@@ -167,8 +170,13 @@ func (f *fastListener) hand(c net.Conn, err error) {
 		case <-f.closing:
 		}
 	}
-	if err == nil {
-		_ = f.last.Serve(&onlyConn{Listener: f.Listener, conn: c}) // returns when it has c
+	if err != nil {
+		return
+	}
+	only := &onlyConn{Listener: f.Listener, conn: c}
+	_ = f.last.Serve(only) // returns when it has c
+	if only.conn != nil {
+		_ = only.conn.Close()
 	}
 }
 

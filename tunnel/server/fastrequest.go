@@ -30,7 +30,7 @@ type fastRequest struct {
 
 // fastClaims are what is made sure of who the visitor is.
 type fastClaims struct {
-	host   string     // that was asked for
+	host   string     // that was asked for; no part of the head, which it would keep
 	addr   netip.Addr // the visitor's
 	remote string     // the same as ip:port
 	scheme string
@@ -128,7 +128,7 @@ func (c *fastConn) claim(q *fastRequest) {
 	}
 	r := &http.Request{Header: q.said, Host: host, RemoteAddr: c.remote, TLS: c.tls}
 	addr, scheme, forHost, trusted := c.listener.server.proxies.visitor(r)
-	c.claims = fastClaims{host: host, addr: addr, remote: c.remote, scheme: scheme}
+	c.claims = fastClaims{host: strings.Clone(host), addr: addr, remote: c.remote, scheme: scheme}
 	if trusted {
 		c.claims.remote = netip.AddrPortFrom(addr, 0).String()
 	}

@@ -24,12 +24,23 @@ type visit struct {
 	body    *visitorBody    // nil if the request has none
 	pending *tunnel.Pending // the request, if it was sent to the first candidate already; else nil
 	began   time.Time
+	paid    paid
 }
 
+// paid is which rates a request has been counted against before net/http read it.
+type paid int
+
+const (
+	paidNothing paid = iota
+	paidVisitor      // the visitor's
+	paidAll          // the tunnel's, too
+)
+
 // serveVisitor carries one request to its tunnel and the answer back.
-func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destination, id string) {
+func (s *Server) serveVisitor(w http.ResponseWriter, r *http.Request, to destination, id string, so paid) {
 	addr, scheme, host, trusted := s.proxies.visitor(r)
 	v := s.visit(w, r, to, addr)
+	v.paid = so
 	if e := v.admit(); e != nil {
 		v.refuse(*e)
 		return
@@ -98,9 +109,9 @@ func (v *visit) admit() *visitorError {
 		return refused(badRequestError("Content-Length announces a body, and there is none"), "")
 	case headBytes(r) > maxRequestHead:
 		return refused(headTooLargeError(), limitHead)
-	case !s.visits.allow(visitorKey(v.addr)):
+	case v.paid < paidVisitor && !s.visits.allow(visitorKey(v.addr)):
 		return refused(rateLimitedError(), limitVisitorRate)
-	case !s.hosts.allow(v.to.label):
+	case v.paid < paidAll && !s.hosts.allow(v.to.label):
 		return refused(rateLimitedError(), limitRate)
 	case s.options.MaxBody > 0 && r.ContentLength > s.options.MaxBody:
 		return refused(requestTooLargeError(s.options.MaxBody), limitMaxBody)

@@ -78,8 +78,8 @@ type Options struct {
 	// PassIdle is how long a connection whose TLS ends at the agent may be silent in both directions. Zero means 1 h, negative
 	// no limit.
 	PassIdle time.Duration
-	// HSTS is how long browsers must use HTTPS for a name from which they had an answer over TLS (RFC 6797). Zero means no
-	// rule. A service's own rule stands.
+	// HSTS is how long browsers must use HTTPS for a name from which they had an answer over TLS (RFC 6797), in whole seconds.
+	// Zero and less mean no rule. A service's own rule stands.
 	HSTS time.Duration
 	// TrustedProxies are the networks whose forwarded fields are believed.
 	TrustedProxies []netip.Prefix
@@ -183,8 +183,9 @@ func (s *Server) Run(ctx context.Context) { s.keys.watch(ctx, s.revoke) }
 // WriteTimeout (they cut streams), and Protocols with HTTP/2 for gRPC. Behind an http.ServeMux, paths get cleaned: mount
 // the Server as the handler itself where targets must arrive byte for byte.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var sent fastVisit
 	if c, ok := r.Context().Value(fastConnKey{}).(*fastConn); ok {
-		if sent := c.takeVisit(); sent.pending != nil {
+		if sent = c.takeVisit(); sent.pending != nil {
 			s.takeOver(w, r, sent)
 			return
 		}
@@ -200,7 +201,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.metrics.status(http.StatusNotFound).Inc()
 		s.refuse(w, r, noTunnelError())
 	default:
-		s.serveVisitor(w, r, to, id)
+		s.serveVisitor(w, r, to, id, sent.paid)
 	}
 }
 
