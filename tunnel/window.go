@@ -77,9 +77,7 @@ func (st *stream) consumedLocked(n int) uint32 {
 		return 0
 	}
 	now := time.Since(st.session.start)
-	if w.ahead < 0 {
-		w.round, w.ahead = now, w.left
-	} else if now-w.round > st.session.trips.limit() {
+	if w.ahead >= 0 && now-w.round > st.session.trips.limit() {
 		w.spare = true
 	}
 	want := w.size
@@ -94,6 +92,9 @@ func (st *stream) consumedLocked(n int) uint32 {
 	}
 	size := st.session.resizeWindow(w.size, min(want, crowd), max(w.size-w.consumed, min(crowd, DefaultStreamWindow)))
 	grant := w.consumed + size - w.size
+	if grant > 0 && w.ahead < 0 {
+		w.round, w.ahead = now, w.left
+	}
 	w.size = size
 	w.left += grant
 	w.consumed, w.least = 0, int64(st.in.size)

@@ -58,6 +58,9 @@ func (c *fastConn) send(rest []byte) {
 		c.rouseLocked(fastBroken)
 	case c.listener.closed():
 		c.rouseLocked(fastEnds)
+	case c.late:
+		c.late = false
+		_ = c.Conn.SetWriteDeadline(time.Time{})
 	}
 	select {
 	case c.sent <- struct{}{}:

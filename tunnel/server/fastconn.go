@@ -46,6 +46,7 @@ type fastConn struct {
 	state  fastState
 	since  time.Time // when the state began
 	served bool      // a request has come
+	late   bool      // there is a deadline for writes
 	visit  fastVisit // of which the answer was not written
 }
 
@@ -63,6 +64,8 @@ const (
 // A fastVisit is a request that was sent, or one that is handed over unsent: then only paid counts.
 type fastVisit struct {
 	pending *tunnel.Pending // nil for none
+	host    string          // its Host
+	target  string          // its request target
 	paid    paid
 	id      string // X-Request-Id
 	to      *registration
@@ -160,7 +163,7 @@ func (c *fastConn) serve() bool {
 	}
 	to := inTurn(serving)[0]
 	q.head.Registration = to.id
-	v := fastVisit{pending: new(tunnel.Pending), id: q.id, to: to, began: time.Now(), paid: paidAll}
+	v := fastVisit{pending: new(tunnel.Pending), host: q.head.Authority, target: q.head.Target, id: q.id, to: to, began: time.Now(), paid: paidAll}
 	if !c.begin(v) {
 		c.notSent(paidAll)
 		return false
@@ -259,6 +262,7 @@ func (c *fastConn) expire(now time.Time) {
 	case c.state == fastAwaits && age > fastPatience:
 		c.rouseLocked(fastLeaves)
 	case c.state == fastSends && age > stall:
+		c.late = true
 		_ = c.Conn.SetWriteDeadline(past)
 	}
 }

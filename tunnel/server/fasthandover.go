@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"syscall"
 	"time"
 )
@@ -38,13 +39,23 @@ func (c *fastConn) end() {
 
 // Close gives up a request that nobody has taken over.
 func (c *fastConn) Close() error {
-	if v := c.takeVisit(); v.pending != nil {
-		v.pending.Cancel()
-		s := c.listener.server
-		s.metrics.request(499, time.Since(v.began).Seconds())
-		s.metrics.stream(-1)
-	}
+	c.listener.server.giveUp(c.takeVisit())
 	return c.Conn.Close()
+}
+
+// giveUp cancels a request that was sent, if one was: nobody is there for the answer.
+func (s *Server) giveUp(v fastVisit) {
+	if v.pending == nil {
+		return
+	}
+	v.pending.Cancel()
+	s.metrics.request(499, time.Since(v.began).Seconds())
+	s.metrics.stream(-1)
+}
+
+// is reports whether v was sent, and is r: what else stood before the handler may have answered it.
+func (v fastVisit) is(r *http.Request) bool {
+	return v.pending != nil && r.Method == http.MethodGet && r.RequestURI == v.target && r.Host == v.host
 }
 
 // Read returns what run has read and not answered, and then what comes. It is for net/http.

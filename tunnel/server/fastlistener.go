@@ -26,7 +26,7 @@ const (
 // and WriteTimeout do not. Answers are written to the socket of a connection that has SyscallConn, past its Write.
 // With a RequestTimeout below 3 s all goes to net/http.
 // Shutdown and Close of web end Serve, but not the requests under way: Serve returns when these have been answered, at most
-// 15 s later. Server.Shutdown ends them sooner.
+// 15 s later, and a second after Server.Shutdown has returned.
 func (s *Server) Serve(web *http.Server, l net.Listener) error {
 	if s.options.RequestTimeout < fastPatience+2*sweepEvery {
 		return web.Serve(l) // by the time that a late answer is handed over, it would be later than that
@@ -72,14 +72,31 @@ func (s *Server) Serve(web *http.Server, l net.Listener) error {
 	sweeping.Go(f.sweep) // ends then, too
 	err := web.Serve(f)
 	_ = f.Close()
-	select {
-	case <-f.gone:
-	case <-time.After(lastTimeout):
-		_ = f.last.Close()
-		<-f.gone
-	}
+	f.await()
 	sweeping.Wait()
 	return err
+}
+
+// await waits until nothing is left of a listener that was closed, and cuts off what takes too long.
+func (f *fastListener) await() {
+	limit, ended := time.After(lastTimeout), f.server.ended
+	for {
+		select {
+		case <-f.gone:
+			return
+		case <-ended: // no more answers come, but some may be on their way to visitors
+			limit, ended = time.After(linger), nil
+		case <-limit:
+			_ = f.last.Close()
+			f.mu.Lock()
+			for c := range f.conns {
+				_ = c.Conn.Close()
+			}
+			f.mu.Unlock()
+			<-f.gone
+			return
+		}
+	}
 }
 
 // fastConnKey is the key of a request's *fastConn in its context, if it came over one.

@@ -349,6 +349,59 @@ func TestShutdownDoesNotWaitForWhoDoesNotRead(t *testing.T) {
 	}
 }
 
+// A handler before the edge answers a request that was sent already: its answer is nobody's.
+func TestHandlerBeforeTheEdge(t *testing.T) {
+	t.Parallel()
+	var f *fastEdge
+	f = newFastEdge(t, Options{}, func(web *http.Server) {
+		web.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/late" {
+				io.WriteString(w, "not for the edge")
+				return
+			}
+			f.Server.ServeHTTP(w, r)
+		})
+	})
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/late" {
+			<-r.Context().Done()
+		}
+		io.WriteString(w, r.RequestURI)
+	})
+	v := f.front.visit()
+	f.wantBody("a late answer", v.gets(host, "/late", ""), 200, "not for the edge")
+	f.wantBody("the next request", v.gets(host, "/next", ""), 200, "/next")
+	f.wantQuiet()
+}
+
+// A visitor who does not read holds the end up for a moment only when no link is left.
+func TestShutdownEndsServe(t *testing.T) {
+	t.Parallel()
+	f := newFastEdge(t, Options{}, nil)
+	body := string(make([]byte, 30_000))
+	_, host := f.publish(saying(body))
+	by := &interceptor{rest: make(chan struct{}, 1), dial: func(c *net.TCPConn) { _ = c.SetWriteBuffer(4 << 10) }}
+	f.intercept.Store(by)
+	v := f.front.visit()
+	_ = v.Conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	for stuck := false; !stuck; {
+		v.says("GET / HTTP/1.1\nHost: "+host+"\n\n", "")
+		select {
+		case <-by.rest:
+			stuck = true
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	_ = f.web.Close()
+	_ = f.Shutdown(t.Context())
+	select {
+	case err := <-f.served:
+		f.served <- err
+	case <-time.After(lastTimeout / 2):
+		t.Error("Serve has not ended after Shutdown")
+	}
+}
+
 func TestServeTimeouts(t *testing.T) {
 	t.Parallel()
 	f := newFastEdge(t, Options{}, func(web *http.Server) {

@@ -106,12 +106,14 @@ type Server struct {
 	routes  *registry
 	names   *hostnames
 	started time.Time
+	ended   chan struct{} // closed when Shutdown has ended all links
 
-	mu      sync.Mutex // guards the fields below
-	links   map[*link]struct{}
-	pending int // links that have not registered
-	closing bool
-	running sync.WaitGroup // the links' goroutines
+	mu       sync.Mutex // guards the fields below
+	links    map[*link]struct{}
+	pending  int // links that have not registered
+	closing  bool
+	hasEnded bool           // ended is closed
+	running  sync.WaitGroup // the links' goroutines
 }
 
 // New checks the options and returns a Server. The error is for the operator: it names what is wrong.
@@ -139,6 +141,7 @@ func New(o Options) (*Server, error) {
 		routes:  newRegistry(),
 		names:   newHostnames(),
 		started: time.Now(),
+		ended:   make(chan struct{}),
 		links:   make(map[*link]struct{}),
 	}, nil
 }
@@ -185,9 +188,13 @@ func (s *Server) Run(ctx context.Context) { s.keys.watch(ctx, s.revoke) }
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var sent fastVisit
 	if c, ok := r.Context().Value(fastConnKey{}).(*fastConn); ok {
-		if sent = c.takeVisit(); sent.pending != nil {
+		switch sent = c.takeVisit(); {
+		case sent.is(r):
 			s.takeOver(w, r, sent)
 			return
+		case sent.pending != nil:
+			s.giveUp(sent)
+			sent = fastVisit{}
 		}
 	}
 	id := requestID(r)
@@ -362,6 +369,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	wg.Wait()
 	s.running.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hasEnded {
+		return first
+	}
+	s.hasEnded = true
+	close(s.ended)
 	return first
 }
 
