@@ -192,7 +192,7 @@ func (c *fastConn) begin(v fastVisit) bool {
 func (c *fastConn) Ready() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != fastAwaits {
+	if c.state != fastAwaits || c.visit.pending == nil { // the visitor may have left since the reader of the link knew of it
 		return
 	}
 	switch progress, head, size := c.visit.pending.Look(); progress {
