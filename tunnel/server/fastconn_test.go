@@ -263,6 +263,21 @@ func TestFastVisitorLeaves(t *testing.T) {
 	f.wantHanded("who left", 0)
 }
 
+// The reader of the link may have just seen that an answer has come when the visitor leaves, and say so afterwards.
+func TestAnswerComesAsItsVisitorLeaves(t *testing.T) {
+	f := newFastEdge(t, Options{}, nil)
+	_, host := f.publish(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	conn := f.edge.visit().Conn // any socket will do
+	c := newFastConn(&fastListener{server: f.Server}, conn)
+	c.held = copy(c.buf[:], "GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n")
+	if !c.serve() {
+		t.Fatal("a simple request is not served")
+	}
+	c.end()
+	c.Ready()
+	f.wantQuiet()
+}
+
 // The time for an answer counts from the beginning, whoever waits for it, and a short one is kept, too.
 func TestFastRequestTimeout(t *testing.T) {
 	t.Parallel()
