@@ -15,20 +15,19 @@ const maxUnsent = batchSize
 // limitUnsent has c, a TCP connection or layers over one that tell what is below, as TLS does, take no more than maxUnsent.
 // It is a matter of speed only: errors do not count.
 func limitUnsent(c net.Conn) {
-	s, ok := c.(syscall.Conn)
-	for !ok {
-		layer, isLayer := c.(interface{ NetConn() net.Conn })
-		if !isLayer {
+	for {
+		if s, ok := c.(syscall.Conn); ok {
+			if raw, err := s.SyscallConn(); err == nil {
+				_ = raw.Control(func(fd uintptr) {
+					_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
+				})
+				return
+			}
+		}
+		layer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
 			return
 		}
 		c = layer.NetConn()
-		s, ok = c.(syscall.Conn)
 	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
-	})
 }

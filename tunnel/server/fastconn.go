@@ -163,7 +163,10 @@ func (c *fastConn) serve() bool {
 	}
 	to := inTurn(serving)[0]
 	q.head.Registration = to.id
-	v := fastVisit{pending: new(tunnel.Pending), host: q.head.Authority, target: q.head.Target, id: q.id, to: to, began: time.Now(), paid: paidAll}
+	v := fastVisit{
+		pending: new(tunnel.Pending), host: q.head.Authority, target: q.head.Target, paid: paidAll,
+		id: q.id, to: to, began: time.Now(),
+	}
 	if !c.begin(v) {
 		c.notSent(paidAll)
 		return false

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/harp-tunnel/harp/messages"
+	"github.com/harp-tunnel/harp/tunnel"
 )
 
 // maxFastFields is how many header fields a request may have that is served without net/http.
@@ -102,11 +103,12 @@ func (q *fastRequest) take(name, value string, trusted bool) bool {
 		}
 		q.id = value
 		return true
-	case "Content-Length", "Transfer-Encoding", "Expect", "Upgrade", "Te", "Trailer", // there is more to it than the head
-		"Keep-Alive", "Proxy-Connection", "Http2-Settings": // of this connection only
+	case "Content-Length", "Expect", "Te", "Trailer": // there is more to it than the head
 		return false
 	}
 	switch {
+	case tunnel.IsHopByHop(name, nil):
+		return false
 	case !isClaim(name), trusted && isProxyClaim(name) && !isSetAnew(name):
 		q.fields = messages.AppendField(q.fields, name, value)
 	case hasNamePrefix(name, "harp-"):
